@@ -1,0 +1,128 @@
+"""Where the services of one deployment live: folders, addresses and ports; `sluice.toml` < SLUICE_* < command line."""
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import Field
+
+from shared.settings import Settings, from_environment, merge, read_toml, validate
+
+Port = Annotated[int, Field(gt=0, lt=65536)]
+PREFIX = "SLUICE_"
+
+
+class PathSettings(Settings):
+    """Folders that the services of one node share."""
+
+    home: Path = Path(".sluice")
+    """Datasets, runs, logs, the embedded Redis and the API key."""
+
+
+class RedisSettings(Settings):
+    """The Redis that holds the streams."""
+
+    url: str = ""
+    """redis:// or rediss:// URL; empty starts an embedded server (sluice up only)."""
+    port: Port = 8302
+    """Port of the embedded server."""
+    connect_deadline_s: Annotated[float, Field(gt=0)] = 30
+
+
+class GatewaySettings(Settings):
+    """The REST API."""
+
+    host: str = "127.0.0.1"
+    port: Port = 8300
+    api_key: str = ""
+    """Key that clients send as `Authorization: Bearer ...`; empty: made on the first start, kept in home/api_key."""
+    url: str = ""
+    """Where clients reach the gateway; empty: http://host:port."""
+
+
+class RouterSettings(Settings):
+    """sglang-router, in front of the engines."""
+
+    host: str = "127.0.0.1"
+    port: Port = 8301
+    metrics_port: Port = 8303
+    policy: Literal["round_robin", "random", "cache_aware", "power_of_two"] = "round_robin"
+    url: str = ""
+    """Where services reach the router; empty: http://host:port."""
+
+
+class EngineSettings(Settings):
+    """The engine sidecars of this node."""
+
+    count: Annotated[int, Field(ge=0)] = 1
+    host: str = "127.0.0.1"
+    """Address that engines bind to and that router and trainer reach them by."""
+    port: Port = 8310
+    """Port of the first engine; engine i listens on port + i."""
+
+
+class TrainerSettings(Settings):
+    """The trainer of this node."""
+
+    host: str = "127.0.0.1"
+    """Address by which engines reach the trainer's rendezvous."""
+
+
+class HealthSettings(Settings):
+    """Health endpoints of the services without a REST API."""
+
+    host: str = "127.0.0.1"
+    trainer_port: Port = 8320
+    rollout_port: Port = 8321
+    reward_port: Port = 8322
+    engine_port: Port = 8330
+    """Port of the first sidecar; sidecar i listens on engine_port + i."""
+
+
+class LogSettings(Settings):
+    level: Literal["debug", "info", "warning", "error"] = "info"
+    format: Literal["text", "json"] = "text"
+
+
+class Deployment(Settings):
+    """One deployment."""
+
+    paths: PathSettings = PathSettings()
+    redis: RedisSettings = RedisSettings()
+    gateway: GatewaySettings = GatewaySettings()
+    router: RouterSettings = RouterSettings()
+    engine: EngineSettings = EngineSettings()
+    trainer: TrainerSettings = TrainerSettings()
+    health: HealthSettings = HealthSettings()
+    log: LogSettings = LogSettings()
+
+    @property
+    def gateway_url(self) -> str:
+        return self.gateway.url or f"http://{self.gateway.host}:{self.gateway.port}"
+
+    @property
+    def router_url(self) -> str:
+        return self.router.url or f"http://{self.router.host}:{self.router.port}"
+
+    @property
+    def runs_folder(self) -> Path:
+        return self.paths.home.absolute() / "runs"
+
+
+def load_deployment(
+    file: Path | None = None, environ: Mapping[str, str] | None = None, overrides: dict[str, Any] | None = None
+) -> Deployment:
+    """Read `file` (default: ./sluice.toml if it is there), SLUICE_SECTION__NAME variables and overrides.
+
+    Raises:
+        SettingsError: unreadable file, unknown name or wrong value.
+    """
+    default = Path("sluice.toml")
+    path = file or (default if default.exists() else None)
+    tree = merge(
+        read_toml(path) if path else {},
+        from_environment(os.environ if environ is None else environ, PREFIX),
+        overrides or {},
+    )
+    return validate(Deployment, tree, str(path or "the deployment settings"))

@@ -1,0 +1,240 @@
+"""The messages that services exchange, and their msgpack encoding: arrays as little-endian bytes, limits on decode."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from itertools import groupby
+from typing import Annotated, Any, Generic, Literal, TypeVar, cast
+
+import msgpack
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import PlainSerializer, PlainValidator, TypeAdapter, ValidationError
+
+from shared.errors import WireError
+
+MAX_ENTRY_BYTES = 32 * 2**20
+"""The largest entry that any stream takes; larger payloads belong in a blob store."""
+
+M = TypeVar("M")
+
+
+def _array_reader(dtype: str) -> PlainValidator:
+    def read(value: object) -> NDArray[Any]:
+        if isinstance(value, np.ndarray):
+            return value
+        if not isinstance(value, bytes) or len(value) % 4:
+            raise ValueError("an array is bytes, 4 for each number")
+        return np.frombuffer(value, dtype=dtype)
+
+    return PlainValidator(read)
+
+
+def _array_bytes(array: NDArray[Any]) -> bytes:
+    return array.tobytes()
+
+
+Int32Array = Annotated[NDArray[np.int32], _array_reader("<i4"), PlainSerializer(_array_bytes)]
+Float32Array = Annotated[NDArray[np.float32], _array_reader("<f4"), PlainSerializer(_array_bytes)]
+Spans = list[tuple[int, int]]
+"""Run-length code: `[(value, count), ...]`; the counts add up to the number of tokens."""
+
+Kind = Literal["train", "eval", "sft"]
+Turns = list[dict[str, Any]]
+"""Chat messages, `{"role": ..., "content": ...}` each."""
+
+
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """One group to generate: `group_size` attempts of one dataset row."""
+
+    group_id: int
+    kind: Kind
+    dataset: str
+    row: int
+    prompt: str | Turns
+    group_size: int
+    label: Any = None
+    metadata: dict[str, Any] = field(default_factory=dict[str, Any])
+    sampling: dict[str, Any] = field(default_factory=dict[str, Any])
+    pinned_version: int | None = None
+    """The weight version that must generate every token (evaluation); None takes whatever the engines serve."""
+
+
+@dataclass(frozen=True, slots=True)
+class Rollout:
+    """One finished attempt of a group. Every array has one number for each token after the prompt."""
+
+    group_id: int
+    attempt: int
+    group_size: int
+    kind: Kind
+    dataset: str
+    row: int
+    prompt: str | Turns
+    label: Any
+    metadata: dict[str, Any]
+    prompt_ids: Int32Array
+    token_ids: Int32Array
+    logprobs: Float32Array
+    """Natural logarithms, of the policy that sampled the token, at the sampling temperature; 0 where the mask is 0."""
+    loss_mask: Spans
+    """1 for tokens that the policy sampled, 0 for tokens that came from a tool or a template."""
+    weight_versions: Spans
+    """The weight version that sampled each token."""
+    finish_reason: str
+    text: str
+    worker: str
+    seconds: float
+    pinned_version: int | None = None
+    reward: float | None = None
+    reward_detail: dict[str, Any] = field(default_factory=dict[str, Any])
+
+
+@dataclass(frozen=True, slots=True)
+class GroupReady:
+    """A complete, scored, kept group. The payload stays in the group's hash; planning needs only what is here."""
+
+    group_id: int
+    kind: Kind
+    dataset: str
+    row: int
+    lengths: list[int]
+    """Prompt and response tokens together, by attempt."""
+    rewards: list[float]
+    oldest_version: int
+    newest_version: int
+    pinned_version: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class StepIntent:
+    """Written before an optimizer step: exactly what the step will train."""
+
+    step: int
+    group_ids: list[int]
+    weight_version: int
+    """The version of the weights that the step starts from."""
+    seed: int
+    type: Literal["intent"] = "intent"
+
+
+@dataclass(frozen=True, slots=True)
+class StepCommit:
+    """Written after an optimizer step."""
+
+    step: int
+    weight_version: int
+    """The version that the step produced."""
+    metrics: dict[str, float]
+    type: Literal["commit"] = "commit"
+
+
+StepRecord = StepIntent | StepCommit
+
+
+@dataclass(frozen=True, slots=True)
+class TensorSpec:
+    """One tensor of a bucket, in Hugging Face names."""
+
+    name: str
+    dtype: str
+    shape: list[int]
+
+
+@dataclass(frozen=True, slots=True)
+class Rendezvous:
+    """Where engines meet the trainer for one version; all times are seconds since the epoch."""
+
+    host: str
+    port: int
+    group_name: str
+    backend: str
+    enrol_until: float
+    done_until: float
+
+
+@dataclass(frozen=True, slots=True)
+class WeightVersion:
+    """A version of the weights: what it holds, how to check it and where to get it."""
+
+    version: int
+    step: int
+    buckets: list[list[TensorSpec]]
+    """Each bucket is broadcast as one flat tensor, its tensors in this order."""
+    checksum: str
+    """SHA-256 over the names and bytes of all tensors, in order."""
+    tensor_checksums: dict[str, str]
+    """Hash of each tensor as SGLang's weight checker computes it on this device; empty where it cannot be predicted."""
+    rendezvous: Rendezvous
+
+
+@dataclass(frozen=True, slots=True)
+class Control:
+    """A person's command to a live run: who, when, what."""
+
+    action: str
+    value: Any
+    author: str
+    time: float
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """Something that happened to a run, a group or a service."""
+
+    time: float
+    service: str
+    event: str
+    detail: dict[str, Any] = field(default_factory=dict[str, Any])
+
+
+@dataclass(frozen=True, slots=True)
+class DeadLetter:
+    """An entry that was given up: where it came from, its bytes, why, and after how many deliveries."""
+
+    stream: str
+    entry: bytes
+    error: str
+    deliveries: int
+    time: float
+
+
+class Codec(Generic[M]):
+    """A message type <-> msgpack bytes."""
+
+    def __init__(self, message: Any) -> None:
+        self.name: str = getattr(message, "__name__", "StepRecord")
+        self._adapter: TypeAdapter[M] = TypeAdapter(message)
+
+    def encode(self, message: M) -> bytes:
+        """WireError if the message is larger than the entry limit."""
+        data = cast(bytes, msgpack.packb(self._adapter.dump_python(message), use_bin_type=True))
+        self._check_size(data)
+        return data
+
+    def decode(self, data: bytes) -> M:
+        """WireError if the bytes are no msgpack, are over a limit, or do not make this message."""
+        self._check_size(data)
+        try:
+            return self._adapter.validate_python(msgpack.unpackb(data))
+        except ValidationError as error:
+            first = error.errors()[0]
+            where = ".".join(str(part) for part in first["loc"])
+            raise WireError(f"not a {self.name}: {where}: {first['msg']}") from None
+        except (ValueError, msgpack.exceptions.UnpackException) as error:
+            raise WireError(f"not a {self.name}: {type(error).__name__}: {error}") from None
+
+    def _check_size(self, data: bytes) -> None:
+        if len(data) > MAX_ENTRY_BYTES:
+            raise WireError(f"a {self.name} of {len(data)} bytes is over the limit of {MAX_ENTRY_BYTES} bytes an entry")
+
+
+def spans(values: Iterable[int]) -> Spans:
+    """Run-length encode: `[3, 3, 4]` -> `[(3, 2), (4, 1)]`."""
+    return [(value, sum(1 for _ in run)) for value, run in groupby(values)]
+
+
+def expand(encoded: Spans) -> NDArray[np.int32]:
+    """Run-length decode: `[(3, 2), (4, 1)]` -> `[3, 3, 4]`."""
+    values, counts = zip(*encoded, strict=True) if encoded else ((), ())
+    return np.repeat(np.asarray(values, np.int32), counts)

@@ -1,0 +1,214 @@
+"""What one run is: its model, data, rollouts, rewards, training and evaluation, as written in one TOML file."""
+
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, model_validator
+
+from shared.settings import Settings
+
+Positive = Annotated[int, Field(gt=0)]
+Seconds = Annotated[float, Field(gt=0)]
+
+
+class ModelSettings(Settings):
+    """The model that the run starts from."""
+
+    path: str
+    """Folder of a Hugging Face checkpoint: config.json, safetensors and tokenizer files."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """Precision of the forward pass in the trainer and of the published weights; the optimizer keeps float32."""
+    trust_remote_code: bool = False
+    """Run Python code that comes with the checkpoint."""
+
+
+class DatasetShare(Settings):
+    """One dataset of the mix."""
+
+    name: str
+    weight: Annotated[float, Field(ge=0)] = 1.0
+    """Share of the groups that come from it, relative to the other datasets; 0 pauses it."""
+
+
+class DataSettings(Settings):
+    """Which rows become prompts, and in which order."""
+
+    datasets: Annotated[list[DatasetShare], Field(min_length=1)]
+    shuffle: bool = True
+    """Go through each dataset in a new seeded order every epoch; false keeps the order of the file."""
+    chat_template: bool = False
+    """Wrap prompts that are plain text as one user message; chat messages always get the template."""
+
+
+class SamplingSettings(Settings):
+    """How the engine samples one attempt."""
+
+    temperature: Annotated[float, Field(ge=0)] = 1.0
+    top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
+    top_k: int = -1
+    """Sample from the k likeliest tokens; -1 for all."""
+    max_new_tokens: Positive = 256
+    """Longest response, in tokens."""
+    stop: list[str] = []
+    """Strings that end the response; they stay in it."""
+    stop_token_ids: list[int] = []
+    """Token ids that end the response, beside the model's own."""
+
+
+class RolloutSettings(Settings):
+    """From prompts to attempts."""
+
+    group_size: Positive = 8
+    """Attempts for each prompt."""
+    groups_per_step: Positive = 32
+    """Groups that one optimizer step trains."""
+    max_staleness: Annotated[int, Field(ge=0)] = 0
+    """How many versions old the weights behind a sample may be; 0 is synchronous, on-policy training."""
+    over_sampling: Annotated[int, Field(ge=0)] = 0
+    """Extra groups that may be under way beyond the admission bound."""
+    concurrency: Positive = 64
+    """Groups that one rollout worker generates at once."""
+    request_deadline_s: Seconds = 600
+    """Seconds after which a generation request counts as failed."""
+    generate: str = ""
+    """Plugin `module:function` that generates one group; empty for the built-in single turn."""
+    sampling: SamplingSettings = SamplingSettings()
+
+
+class EngineSettings(Settings):
+    """The SGLang engines."""
+
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """auto takes cuda where a GPU is there."""
+    server_args: dict[str, Any] = {}
+    """Any field of SGLang's ServerArgs by its name, such as mem_fraction_static = 0.8."""
+    update_mode: Literal["retract", "abort", "in_place"] = "retract"
+    """What happens to requests in flight while weights change; retract recomputes their cache and is exact."""
+    start_deadline_s: Seconds = 300
+    """Seconds that an engine may take from launch to its first healthy answer."""
+
+
+class RewardSettings(Settings):
+    """How attempts are scored."""
+
+    type: Literal["exact_match", "contains", "math", "plugin", "remote"] = "exact_match"
+    plugin: str = ""
+    """`module:function` for type plugin: `async def score(rollout: Rollout) -> float`."""
+    url: str = ""
+    """Address for type remote: scores are asked for by POST."""
+    batch_size: Positive = 64
+    """Most attempts in one request to a remote reward."""
+    deadline_s: Seconds = 30
+    """Seconds for one scoring call."""
+    max_tries: Positive = 5
+    """Tries of one call to a remote reward before its attempts wait for redelivery."""
+    group_filter: str = ""
+    """`keep_all` when empty, `nonzero_std`, or `module:function` that says whether a complete group is trained."""
+
+
+class TrainerSettings(Settings):
+    """From scored groups to new weights."""
+
+    steps: Positive
+    """Optimizer steps of the run."""
+    backend: Literal["torch"] = "torch"
+    learning_rate: Annotated[float, Field(gt=0)] = 1e-6
+    schedule: Literal["constant", "linear", "cosine"] = "constant"
+    """After the warm-up: stay, or decay to learning_rate * min_learning_rate_ratio at the last step."""
+    min_learning_rate_ratio: Annotated[float, Field(ge=0, le=1)] = 0.0
+    warmup_steps: Annotated[int, Field(ge=0)] = 0
+    adam_beta1: Annotated[float, Field(ge=0, lt=1)] = 0.9
+    adam_beta2: Annotated[float, Field(ge=0, lt=1)] = 0.95
+    adam_epsilon: Annotated[float, Field(gt=0)] = 1e-8
+    weight_decay: Annotated[float, Field(ge=0)] = 0.0
+    max_grad_norm: Annotated[float, Field(gt=0)] = 1.0
+    """Gradients are scaled down to this global norm."""
+    clip_low: Annotated[float, Field(gt=0, lt=1)] = 0.2
+    """PPO: the ratio is clipped below at 1 - clip_low."""
+    clip_high: Annotated[float, Field(gt=0)] = 0.2
+    """PPO: the ratio is clipped above at 1 + clip_high."""
+    normalize_std: bool = True
+    """GRPO: divide the group's advantages by the standard deviation of its rewards."""
+    loss_aggregation: Literal["token", "rollout"] = "rollout"
+    """Mean over all trained tokens of the step, or over the attempts of each attempt's mean."""
+    max_tokens_per_micro_batch: Positive = 8192
+    """Token budget of one packed forward pass; a longer sequence goes alone."""
+    threads: Positive = 1
+    """CPU threads of the trainer's tensor operations."""
+    checkpoint_every: Positive = 50
+    """Steps between durable checkpoints; the last step is always saved."""
+    keep_checkpoints: Positive = 2
+
+
+class WeightSettings(Settings):
+    """How versions travel from the trainer to the engines."""
+
+    bucket_mib: Positive = 512
+    """Size of one broadcast."""
+    enrol_deadline_s: Seconds = 30
+    """Seconds that engines have to enrol for a version; who is late joins the next one."""
+    update_deadline_s: Seconds = 120
+    """Seconds from the start of the broadcast until every enrolled engine has proven the version."""
+
+
+class EvalSettings(Settings):
+    """Held-out rows, answered by a pinned weight version."""
+
+    datasets: list[str] = []
+    every: Positive = 10
+    """Versions between evaluations; version 0 and the last one are always evaluated."""
+    group_size: Positive = 1
+    sampling: SamplingSettings = SamplingSettings(temperature=0.0)
+    deadline_s: Seconds = 300
+    """Seconds that publishing the next version waits for a running evaluation."""
+
+
+class DeliverySettings(Settings):
+    """How entries of the streams are retried."""
+
+    lease_s: Seconds = 30
+    """Seconds after which the work of a silent worker goes to another one."""
+    max_deliveries: Positive = 5
+    """Deliveries after which an entry goes to the dead letters."""
+
+
+class RunSettings(Settings):
+    """One run."""
+
+    name: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_.-]{0,63}$")]
+    """Unique id of the run: lower-case letters, digits, dots, dashes and underscores."""
+    kind: Literal["rl", "sft"] = "rl"
+    seed: int = 0
+    model: ModelSettings
+    data: DataSettings
+    rollout: RolloutSettings = RolloutSettings()
+    engine: EngineSettings = EngineSettings()
+    reward: RewardSettings = RewardSettings()
+    trainer: TrainerSettings
+    weights: WeightSettings = WeightSettings()
+    eval: EvalSettings = EvalSettings()
+    delivery: DeliverySettings = DeliverySettings()
+
+    @model_validator(mode="after")
+    def _goes_together(self) -> "RunSettings":
+        if self.kind == "rl":
+            self._check_rl()
+        elif self.eval.datasets:
+            raise ValueError("eval.datasets needs engines, which an sft run has not; evaluate in a run of kind rl")
+        if self.trainer.warmup_steps > self.trainer.steps:
+            raise ValueError(f"trainer.warmup_steps is larger than trainer.steps; write at most {self.trainer.steps}")
+        return self
+
+    def _check_rl(self) -> None:
+        reward = self.reward
+        if reward.type == "plugin" and not reward.plugin:
+            raise ValueError("reward.type is 'plugin' but reward.plugin is empty; write plugin = \"my_rewards:score\"")
+        if reward.type == "remote" and not reward.url.startswith(("http://", "https://")):
+            raise ValueError(f"reward.url is {reward.url!r}; reward.type 'remote' needs an http:// or https:// address")
+        if self.rollout.group_size == 1 and self.trainer.normalize_std:
+            raise ValueError("rollout.group_size is 1, so every group's advantage is 0; write group_size = 2 or more")
+        if self.rollout.sampling.temperature == 0:
+            raise ValueError("rollout.sampling.temperature is 0, so all attempts are equal; write 1.0")
+
+    @property
+    def attempts_per_group(self) -> int:
+        return 1 if self.kind == "sft" else self.rollout.group_size

@@ -1,0 +1,167 @@
+"""A service's life: settings, signals, health endpoint, following the active run, an exit code with a reason."""
+
+import asyncio
+import contextlib
+import signal
+import sys
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from redis.asyncio import Redis
+
+from shared.deployment import Deployment, load_deployment
+from shared.errors import PluginError, RunRejected, SettingsError, SluiceError
+from shared.health import serve_health
+from shared.logs import Log, configure
+from shared.redis_connection import UNREACHABLE, connect_checked
+from shared.runs import ENDED, HEARTBEAT_S, RunRecord, Runs, announce, withdraw
+
+POLL_S = 0.5
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """What a service has in hand for its whole life."""
+
+    deployment: Deployment
+    redis: Redis
+    log: Log
+    name: str
+    """Unique among the services of its role, such as `worker-4711`."""
+
+
+@dataclass(frozen=True, slots=True)
+class Serving:
+    """What a service has in hand while it serves one run."""
+
+    place: Place
+    record: RunRecord
+    ready: Callable[[], None]
+    """To be called once the service can do its work for this run."""
+
+    @property
+    def run(self) -> str:
+        return self.record.run
+
+    @property
+    def redis(self) -> Redis:
+        return self.place.redis
+
+
+Serve = Callable[[Serving], Awaitable[None]]
+"""Serves one run until it is cancelled (the run ended or the service stops) or has nothing more to do."""
+
+
+def main(role: str, name: str, health_port: Callable[[Deployment], int], serve: Serve, kinds: tuple[str, ...]) -> None:
+    """Run a service until SIGTERM or SIGINT; exits 1 with one sentence when it cannot go on."""
+    try:
+        deployment = load_deployment()
+        log = configure(role, deployment.log.level, deployment.log.format == "json")
+        asyncio.run(_live(role, name, deployment, log, health_port(deployment), serve, kinds))
+    except SluiceError as error:
+        sys.stderr.write(f"sluice {role}: {error}\n")
+        sys.exit(1)
+
+
+async def _live(
+    role: str, name: str, deployment: Deployment, log: Log, port: int, serve: Serve, kinds: tuple[str, ...]
+) -> None:
+    stopping = stop_on_signals()
+    async with serve_health(deployment.health.host, port):
+        redis = await connect_checked(deployment.redis.url, deployment.redis.connect_deadline_s)
+        place = Place(deployment, redis, log, name)
+        log.info("service_started", name=name, health_port=port)
+        follower = asyncio.create_task(follow_runs(place, role, serve, kinds))
+        try:
+            await _first(stopping.wait(), follower)
+        finally:
+            await _cancel(follower)
+            await redis.aclose()
+            log.info("service_stopped", name=name)
+
+
+def stop_on_signals() -> asyncio.Event:
+    """An event that SIGTERM and SIGINT set."""
+    stopping = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, stopping.set)
+    return stopping
+
+
+async def follow_runs(place: Place, role: str, serve: Serve, kinds: tuple[str, ...]) -> None:
+    """Serve the active run of the deployment, then the next one, for ever; runs of other kinds are left alone."""
+    runs, done = Runs(place.redis), ""
+    while True:
+        try:
+            record = await runs.active()
+        except UNREACHABLE as error:
+            place.log.warning("redis_unreachable", error=str(error))
+            record = None
+        if record is None or record.state in ENDED or record.run == done or record.settings.kind not in kinds:
+            await asyncio.sleep(POLL_S)
+            continue
+        await _serve_one(place, role, serve, record)
+        done = record.run
+
+
+async def _serve_one(place: Place, role: str, serve: Serve, record: RunRecord) -> None:
+    member, is_ready = f"{role}/{place.name}", asyncio.Event()
+    place.log.info("run_joined", run=record.run)
+    work = asyncio.ensure_future(serve(Serving(place, record, is_ready.set)))
+    watch = asyncio.create_task(_until_ended(place, record.run, member, is_ready))
+    try:
+        await _first(work, watch)
+        if work.done():
+            await work
+            await watch
+    except (RunRejected, PluginError, SettingsError) as error:
+        place.log.error("run_rejected", run=record.run, reason=str(error))
+        await Runs(place.redis).fail(record.run, f"{role}: {error}")
+    finally:
+        await _cancel(work, watch)
+        with contextlib.suppress(*UNREACHABLE):
+            await withdraw(place.redis, record.run, member)
+        place.log.info("run_left", run=record.run)
+
+
+async def _until_ended(place: Place, run: str, member: str, is_ready: asyncio.Event) -> None:
+    runs = Runs(place.redis)
+    last_heartbeat = 0.0
+    clock = asyncio.get_running_loop().time
+    while True:
+        try:
+            record = await runs.get(run)
+            if record is None or record.state in ENDED:
+                return
+            if is_ready.is_set() and clock() - last_heartbeat >= HEARTBEAT_S:
+                await announce(place.redis, run, member)
+                last_heartbeat = clock()
+        except UNREACHABLE as error:
+            place.log.warning("redis_unreachable", run=run, error=str(error))
+        await asyncio.sleep(POLL_S)
+
+
+async def _first(*awaitables: Any) -> None:
+    """Wait until one is done and raise what it raised; the others go on, unless they were coroutines."""
+    tasks = [asyncio.ensure_future(awaitable) for awaitable in awaitables]
+    done, waiting = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+    for task, given in zip(tasks, awaitables, strict=True):
+        if task in waiting and task is not given:
+            task.cancel()
+    for task in done:
+        task.result()
+
+
+async def _cancel(*tasks: "asyncio.Future[None]") -> None:
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
+
+
+def run_folder(deployment: Deployment, run: str) -> Path:
+    """The folder of a run: checkpoints, export, summary."""
+    folder = deployment.runs_folder / run
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder

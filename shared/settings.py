@@ -1,0 +1,121 @@
+"""TOML file < environment < command line -> one frozen, validated settings model."""
+
+import difflib
+import tomllib
+import types
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, TypeVar, Union, cast, get_args, get_origin
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from shared.errors import SettingsError
+
+S = TypeVar("S", bound="Settings")
+Tree = dict[str, Any]
+
+
+class Settings(BaseModel):
+    """A frozen settings model; unknown names are errors."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, ser_json_inf_nan="strings")
+
+
+def read_toml(path: Path) -> Tree:
+    """Parse one TOML file; SettingsError names the file, and the line where it is malformed."""
+    try:
+        return tomllib.loads(path.read_text("utf-8"))
+    except OSError as error:
+        raise SettingsError(f"{path}: cannot be read ({error.strerror}); give the path of a TOML file") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise SettingsError(f"{path}: not valid TOML: {error}") from error
+
+
+def from_environment(environ: Mapping[str, str], prefix: str) -> Tree:
+    """`PREFIX_SECTION__NAME=value` -> {"section": {"name": value}}; values are read as TOML, else as text."""
+    pairs = ((name.removeprefix(prefix), value) for name, value in environ.items() if name.startswith(prefix))
+    return _tree((path.lower().split("__"), value) for path, value in pairs if "__" in path)
+
+
+def from_assignments(assignments: Iterable[str]) -> Tree:
+    """`section.name=value` command-line assignments -> a tree; SettingsError where there is no `=`."""
+    split: list[tuple[list[str], str]] = []
+    for assignment in assignments:
+        path, equals, value = assignment.partition("=")
+        if not equals or not path:
+            raise SettingsError(f"{assignment!r} sets nothing; write section.name=value, such as trainer.lr=1e-4")
+        split.append((path.strip().split("."), value.strip()))
+    return _tree(split)
+
+
+def merge(*layers: Tree) -> Tree:
+    """Deep-merge trees; later layers win, tables merge, everything else is replaced."""
+    merged: Tree = {}
+    for layer in layers:
+        for name, value in layer.items():
+            both = isinstance(value, dict) and isinstance(merged.get(name), dict)
+            merged[name] = merge(merged[name], cast(Tree, value)) if both else value
+    return merged
+
+
+def validate(model: type[S], tree: Tree, source: str) -> S:
+    """Check a tree against the model; SettingsError lists every wrong name and value, with what to write instead."""
+    try:
+        return model.model_validate(tree)
+    except ValidationError as error:
+        raise SettingsError("\n".join(_sentence(model, source, cast(Tree, e)) for e in error.errors())) from None
+
+
+def _tree(pairs: Iterable[tuple[list[str], str]]) -> Tree:
+    tree: Tree = {}
+    for path, text in pairs:
+        node = tree
+        for part in path[:-1]:
+            node = node.setdefault(part, {})
+            if not isinstance(node, dict):
+                raise SettingsError(f"{'.'.join(path)}: {part} is a value, not a section")
+        node[path[-1]] = _value(text)
+    return tree
+
+
+def _value(text: str) -> Any:
+    try:
+        return tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        return text
+
+
+def _sentence(model: type[BaseModel], source: str, error: Tree) -> str:
+    path = [str(part) for part in error["loc"]]
+    name = ".".join(path) or "the settings"
+    if error["type"] == "extra_forbidden":
+        known = _names_at(model, path[:-1])
+        close = difflib.get_close_matches(path[-1], known, n=1, cutoff=0.5)
+        hint = (
+            f"did you mean {'.'.join([*path[:-1], close[0]])}?" if close else f"known here: {', '.join(sorted(known))}"
+        )
+        return f"{source}: {name} is not a setting; {hint}"
+    if error["type"] == "missing":
+        return f"{source}: {name} is required; add it"
+    message = str(error["msg"]).removeprefix("Value error, ")
+    given = "" if isinstance(error["input"], dict) else f" is {error['input']!r}"
+    return f"{source}: {name}{given}; {message[:1].lower()}{message[1:]}"
+
+
+def _names_at(model: type[BaseModel], path: list[str]) -> list[str]:
+    for part in path:
+        field = model.model_fields.get(part)
+        nested = _model_in(field.annotation) if field else None
+        if nested is None:
+            return []
+        model = nested
+    return list(model.model_fields)
+
+
+def _model_in(annotation: Any) -> type[BaseModel] | None:
+    """The settings model inside `Model`, `Model | None`, `list[Model]` or `dict[str, Model]`."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return annotation
+    if get_origin(annotation) in (Union, types.UnionType, list, dict, tuple):
+        return next((found for arg in get_args(annotation) if (found := _model_in(arg))), None)
+    return None

@@ -1,0 +1,99 @@
+"""Every stream and key of a run: its name, what it holds, who writes it and which consumer group reads it."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from shared.messages import (
+    Control,
+    DeadLetter,
+    Event,
+    GroupReady,
+    Prompt,
+    Rollout,
+    StepRecord,
+    WeightVersion,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class StreamSpec:
+    """One stream of a run. `group` is the consumer group; None is read plainly, by anybody."""
+
+    name: str
+    message: Any
+    producers: tuple[str, ...]
+    group: str | None
+    delete_on_ack: bool = False
+    """True where the work that acknowledges an entry stores all of it elsewhere in Redis."""
+
+
+PROMPTS = StreamSpec("prompts", Prompt, ("gateway",), "rollout", delete_on_ack=True)
+ROLLOUTS = StreamSpec("rollouts", Rollout, ("rollout",), "reward", delete_on_ack=True)
+GROUPS = StreamSpec("groups", GroupReady, ("reward", "rollout"), "trainer")
+EVALS = StreamSpec("evals", GroupReady, ("reward",), None)
+STEPS = StreamSpec("steps", StepRecord, ("trainer",), None)
+WEIGHTS = StreamSpec("weights", WeightVersion, ("trainer",), None)
+CONTROL = StreamSpec("control", Control, ("gateway",), None)
+EVENTS = StreamSpec("events", Event, ("gateway", "rollout", "reward", "trainer", "engine"), None)
+DEAD = StreamSpec("dead", DeadLetter, ("rollout", "reward", "trainer"), None)
+
+STREAMS = (PROMPTS, ROLLOUTS, GROUPS, EVALS, STEPS, WEIGHTS, CONTROL, EVENTS, DEAD)
+
+RUNS = "sluice:runs"
+"""Sorted set of run ids by time of creation."""
+QUEUE = "sluice:queue"
+"""List of runs that wait to be served, oldest first."""
+ACTIVE = "sluice:active"
+"""The id of the run that the services of this deployment serve."""
+
+
+@dataclass(frozen=True, slots=True)
+class Keys:
+    """The keys of one run. The braces are a Redis Cluster hash tag: one run lives in one slot."""
+
+    run: str
+
+    def stream(self, spec: StreamSpec) -> str:
+        return f"{{{self.run}}}:{spec.name}"
+
+    @property
+    def record(self) -> str:
+        """Hash: settings (JSON), state, reason, times."""
+        return f"{{{self.run}}}:run"
+
+    @property
+    def counters(self) -> str:
+        """Hash of counts: released, dropped, emitted, trained, eval_released, weight_version, step, ..."""
+        return f"{{{self.run}}}:counters"
+
+    @property
+    def emitted(self) -> str:
+        """Bitmap by group id: the group was emitted or dropped, once."""
+        return f"{{{self.run}}}:emitted"
+
+    @property
+    def cursor(self) -> str:
+        """Hash: where the feeder stands in its datasets."""
+        return f"{{{self.run}}}:cursor"
+
+    @property
+    def feeder_lease(self) -> str:
+        """String: the fencing token of the one feeder of this run."""
+        return f"{{{self.run}}}:feeder"
+
+    @property
+    def alive(self) -> str:
+        """Sorted set: `role/name` of every service that is ready for this run, by the time of its last heartbeat."""
+        return f"{{{self.run}}}:alive"
+
+    def group(self, group_id: int) -> str:
+        """Hash: attempt -> scored Rollout."""
+        return f"{{{self.run}}}:group:{group_id}"
+
+    def enrolled(self, version: int) -> str:
+        """Hash: engine -> JSON of its part in the rendezvous of this version."""
+        return f"{{{self.run}}}:enrolled:{version}"
+
+    def evaluation(self, version: int) -> str:
+        """Hash: the tally of the evaluation of this version, `<dataset>|groups`, `|done`, `|reward`, `|attempts`, ..."""
+        return f"{{{self.run}}}:evaluation:{version}"
