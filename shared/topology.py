@@ -95,5 +95,5 @@ class Keys:
         return f"{{{self.run}}}:enrolled:{version}"
 
     def evaluation(self, version: int) -> str:
-        """Hash: the tally of the evaluation of this version, `<dataset>|groups`, `|done`, `|reward`, `|attempts`, ..."""
+        """Hash: the tally of the evaluation of this version, `<dataset>|groups`, `|done`, `|reward`, ..."""
         return f"{{{self.run}}}:evaluation:{version}"

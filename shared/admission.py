@@ -1,0 +1,18 @@
+"""How many groups may be under way: released - dropped <= (version + max_staleness + 1) * groups_per_step."""
+
+from shared.run_settings import RunSettings
+
+SFT_LOOKAHEAD = 4
+"""Steps that an sft run prepares ahead; its rows depend on no policy."""
+
+
+def admission_limit(settings: RunSettings, weight_version: int) -> int:
+    """The most groups that may be released and not dropped while the newest version is `weight_version`.
+
+    With max_staleness = 0 a step's groups are released only when the version that they train is served:
+    synchronous, on-policy training. The rule is AReaL's (Fu et al. 2025, equation 3), counted in groups.
+    """
+    lookahead = SFT_LOOKAHEAD if settings.kind == "sft" else settings.rollout.max_staleness
+    steps = min(weight_version + lookahead + 1, settings.trainer.steps)
+    spare = settings.rollout.over_sampling if steps < settings.trainer.steps else 0
+    return steps * settings.rollout.groups_per_step + spare
