@@ -1,0 +1,47 @@
+"""Fixtures that every test may use: a real Redis server, and a client whose database is empty."""
+
+import asyncio
+import socket
+import subprocess
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+
+import pytest
+from redis.asyncio import Redis
+
+from deploy import embedded_redis
+from shared.redis_connection import connect_checked
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@pytest.fixture(scope="session")
+def redis_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The URL of a real Redis server that lives as long as the test session."""
+    home: Path = tmp_path_factory.mktemp("redis_home")
+    port = free_port()
+    server = subprocess.Popen(embedded_redis.command(home, port), stdout=subprocess.DEVNULL)
+    try:
+        asyncio.run(_until_up(embedded_redis.url(home, port)))
+        yield embedded_redis.url(home, port)
+    finally:
+        server.terminate()
+        server.wait(10)
+
+
+@pytest.fixture
+async def redis(redis_url: str) -> AsyncIterator[Redis]:
+    """A client on an empty database."""
+    client = await connect_checked(redis_url, 10)
+    await client.flushdb()
+    yield client
+    await client.aclose()
+
+
+async def _until_up(url: str) -> None:
+    client = await connect_checked(url, 10)
+    await client.aclose()
