@@ -17,6 +17,7 @@ from shared.health import serve_health
 from shared.logs import Log, configure
 from shared.redis_connection import UNREACHABLE, connect_checked
 from shared.runs import ENDED, HEARTBEAT_S, RunRecord, Runs, announce, withdraw
+from shared.tasks import end
 
 POLL_S = 0.5
 
@@ -77,7 +78,7 @@ async def _live(
         try:
             await _first(stopping.wait(), follower)
         finally:
-            await _cancel(follower)
+            await end(follower)
             await redis.aclose()
             log.info("service_stopped", name=name)
 
@@ -120,7 +121,7 @@ async def _serve_one(place: Place, role: str, serve: Serve, record: RunRecord) -
         place.log.error("run_rejected", run=record.run, reason=str(error))
         await Runs(place.redis).fail(record.run, f"{role}: {error}")
     finally:
-        await _cancel(work, watch)
+        await end(work, watch)
         with contextlib.suppress(*UNREACHABLE):
             await withdraw(place.redis, record.run, member)
         place.log.info("run_left", run=record.run)
@@ -152,12 +153,6 @@ async def _first(*awaitables: Any) -> None:
             task.cancel()
     for task in done:
         task.result()
-
-
-async def _cancel(*tasks: "asyncio.Future[None]") -> None:
-    for task in tasks:
-        task.cancel()
-    await asyncio.gather(*tasks, return_exceptions=True)
 
 
 def run_folder(deployment: Deployment, run: str) -> Path:

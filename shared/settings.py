@@ -18,7 +18,7 @@ Tree = dict[str, Any]
 class Settings(BaseModel):
     """A frozen settings model; unknown names are errors."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, ser_json_inf_nan="strings")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, coerce_numbers_to_str=True)
 
 
 def read_toml(path: Path) -> Tree:

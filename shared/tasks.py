@@ -1,0 +1,22 @@
+"""Running tasks -> ended tasks, whatever they are waiting for."""
+
+import asyncio
+from typing import Any
+
+AGAIN_S = 0.2
+
+
+async def end(*tasks: "asyncio.Future[Any]") -> None:
+    """Cancel tasks and wait until all are done; what they raise is left to whoever holds them.
+
+    A cancellation can get lost: on Python 3.11 `asyncio.wait_for`, which the Redis client uses for every command,
+    swallows one that arrives in the moment in which its result does. So it is repeated until it has worked.
+    """
+    waiting = {task for task in tasks if not task.done()}
+    while waiting:
+        for task in waiting:
+            task.cancel()
+        _, waiting = await asyncio.wait(waiting, timeout=AGAIN_S)
+    for task in tasks:
+        if not task.cancelled():
+            task.exception()  # marks it as seen

@@ -1,0 +1,69 @@
+"""The registry of runs: one active, first come first served, states that only move forward."""
+
+import pytest
+from redis.asyncio import Redis
+
+from shared.errors import RunConflict
+from shared.run_settings import RunSettings
+from shared.runs import Runs, announce, present, withdraw
+from shared.settings import validate
+
+
+def settings(name: str) -> RunSettings:
+    tree = {"name": name, "model": {"path": "m"}, "data": {"datasets": [{"name": "d"}]}, "trainer": {"steps": 1}}
+    return validate(RunSettings, tree, "run.toml")
+
+
+async def test_a_name_is_taken_once(redis: Redis) -> None:
+    runs = Runs(redis)
+    await runs.create(settings("a"))
+    with pytest.raises(RunConflict, match="run a exists"):
+        await runs.create(settings("a"))
+    assert [record.run for record in await runs.list()] == ["a"]
+
+
+async def test_runs_become_active_one_after_the_other(redis: Redis) -> None:
+    runs = Runs(redis)
+    assert await runs.activate_next() is None
+    for name in ("a", "b"):
+        await runs.create(settings(name))
+    first = await runs.activate_next()
+    assert first is not None
+    assert (first.run, first.state) == ("a", "starting")
+    assert (await runs.activate_next()) == first
+    assert await runs.move("a", ("starting",), "running")
+    assert await runs.move("a", ("running",), "finished")
+    second = await runs.activate_next()
+    assert second is not None
+    assert second.run == "b"
+
+
+async def test_a_run_ends_once_and_keeps_its_reason(redis: Redis) -> None:
+    runs = Runs(redis)
+    await runs.create(settings("a"))
+    assert await runs.fail("a", "trainer: no such model")
+    assert not await runs.fail("a", "reward: also wrong")
+    assert not await runs.move("a", ("running",), "finished")
+    record = await runs.get("a")
+    assert record is not None
+    assert (record.state, record.reason) == ("failed", "trainer: no such model")
+    assert record.ended is not None
+
+
+async def test_settings_survive_the_registry(redis: Redis) -> None:
+    runs = Runs(redis)
+    await runs.create(settings("a"))
+    record = await runs.get("a")
+    assert record is not None
+    assert record.settings == settings("a")
+    assert await runs.get("b") is None
+
+
+async def test_a_service_is_present_while_it_says_so(redis: Redis) -> None:
+    await announce(redis, "a", "trainer/t")
+    await announce(redis, "a", "rollout/w1")
+    await redis.zadd("{a}:alive", {"rollout/silent": 1.0})
+    assert await present(redis, "a") == ["rollout/w1", "trainer/t"]
+    assert await present(redis, "a", "rollout") == ["w1"]
+    await withdraw(redis, "a", "trainer/t")
+    assert await present(redis, "a", "trainer") == []

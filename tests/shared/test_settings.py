@@ -1,0 +1,94 @@
+"""File < environment < command line, and the sentences for wrong settings."""
+
+from pathlib import Path
+
+import pytest
+
+from shared.deployment import load_deployment
+from shared.errors import SettingsError
+from shared.run_settings import RunSettings
+from shared.settings import from_assignments, from_environment, merge, read_toml, validate
+
+RUN = {
+    "name": "sums",
+    "model": {"path": "/models/tiny"},
+    "data": {"datasets": [{"name": "sums"}]},
+    "trainer": {"steps": 10},
+}
+
+
+def refusal(*assignments: str) -> str:
+    with pytest.raises(SettingsError) as caught:
+        validate(RunSettings, merge(RUN, from_assignments(assignments)), "run.toml")
+    return str(caught.value)
+
+
+def test_the_command_line_wins_over_the_environment_and_that_over_the_file(tmp_path: Path) -> None:
+    file = tmp_path / "sluice.toml"
+    file.write_text("[gateway]\nport = 1000\nhost = '127.0.0.9'\n[router]\nport = 2000\n")
+    environ = {"SLUICE_GATEWAY__PORT": "1001", "SLUICE_ROUTER__PORT": "2001", "OTHER": "x"}
+    deployment = load_deployment(file, environ, {"router": {"port": 2002}})
+    assert (deployment.gateway.host, deployment.gateway.port, deployment.router.port) == ("127.0.0.9", 1001, 2002)
+
+
+def test_assignments_are_read_as_toml_and_else_as_text() -> None:
+    tree = from_assignments(["trainer.learning_rate=1e-4", "data.shuffle=false", "model.path=/a b", "x.y=[1, 2]"])
+    assert tree == {
+        "trainer": {"learning_rate": 1e-4},
+        "data": {"shuffle": False},
+        "model": {"path": "/a b"},
+        "x": {"y": [1, 2]},
+    }
+    assert from_environment({"SLUICE_A__B": "3"}, "SLUICE_") == {"a": {"b": 3}}
+
+
+def test_a_misspelt_name_is_answered_with_the_right_one() -> None:
+    assert "trainer.learning_rat is not a setting; did you mean trainer.learning_rate?" in refusal(
+        "trainer.learning_rat=1"
+    )
+    assert "rolout is not a setting; did you mean rollout?" in refusal("rolout.group_size=1")
+    assert "did you mean rollout.sampling.temperature?" in refusal("rollout.sampling.temprature=1")
+    assert "known here: " in refusal("model.zzzzzzz=1")
+
+
+def test_every_wrong_setting_is_named_at_once() -> None:
+    text = refusal("trainer.steps=0", "rollout.max_staleness=-1")
+    assert "run.toml: trainer.steps is 0" in text
+    assert "run.toml: rollout.max_staleness is -1" in text
+
+
+def test_a_missing_setting_is_named() -> None:
+    with pytest.raises(SettingsError, match=r"run.toml: trainer is required; add it"):
+        validate(RunSettings, {k: v for k, v in RUN.items() if k != "trainer"}, "run.toml")
+
+
+@pytest.mark.parametrize(
+    ("assignments", "sentence"),
+    [
+        (["rollout.group_size=1"], "write group_size = 2 or more"),
+        (["reward.type=remote"], "needs an http:// or https:// address"),
+        (["reward.type=plugin"], 'write plugin = "my_rewards:score"'),
+        (["rollout.sampling.temperature=0"], "all attempts are equal"),
+        (["trainer.warmup_steps=11"], "write at most 10"),
+        (["kind=sft", 'eval.datasets=["held-out"]'], "needs engines"),
+    ],
+)
+def test_settings_that_do_not_go_together_are_refused(assignments: list[str], sentence: str) -> None:
+    assert sentence in refusal(*assignments)
+
+
+def test_a_malformed_file_and_a_missing_one_are_named(tmp_path: Path) -> None:
+    file = tmp_path / "run.toml"
+    file.write_text("a = = 1")
+    with pytest.raises(SettingsError, match=r"run.toml: not valid TOML.*line 1"):
+        read_toml(file)
+    with pytest.raises(SettingsError, match="cannot be read"):
+        read_toml(tmp_path / "none.toml")
+    with pytest.raises(SettingsError, match=r"write section.name=value"):
+        from_assignments(["trainer.steps"])
+
+
+def test_settings_are_frozen() -> None:
+    settings = validate(RunSettings, RUN, "run.toml")
+    with pytest.raises(ValueError, match="frozen"):
+        settings.seed = 3  # type: ignore[misc]
