@@ -27,7 +27,8 @@ def find_server() -> Path:
         if bundled.exists():
             return bundled
     raise SluiceError(
-        "no Redis server found; install redis-server or valkey-server, or set redis.url (SLUICE_REDIS__URL) to a running one"
+        "no Redis server found; install redis-server or valkey-server,"
+        " or set redis.url (SLUICE_REDIS__URL) to a running one"
     )
 
 

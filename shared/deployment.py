@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from shared.settings import Settings, from_environment, merge, read_toml, validate
+from shared.settings import Settings, Tree, from_environment, merge, read_toml, validate
 
 Port = Annotated[int, Field(gt=0, lt=65536)]
 PREFIX = "SLUICE_"
@@ -120,9 +120,12 @@ def load_deployment(
     """
     default = Path("sluice.toml")
     path = file or (default if default.exists() else None)
-    tree = merge(
-        read_toml(path) if path else {},
-        from_environment(os.environ if environ is None else environ, PREFIX),
-        overrides or {},
-    )
+    variables = from_environment(os.environ if environ is None else environ, PREFIX)
+    variables.pop("run", None)
+    tree = merge(read_toml(path) if path else {}, variables, overrides or {})
     return validate(Deployment, tree, str(path or "the deployment settings"))
+
+
+def run_environment(environ: Mapping[str, str] | None = None) -> Tree:
+    """SLUICE_RUN__SECTION__NAME variables -> settings of a run, for whoever starts one."""
+    return from_environment(os.environ if environ is None else environ, PREFIX).get("run", {})

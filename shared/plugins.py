@@ -35,6 +35,8 @@ def load_function(
         raise PluginError(
             f"{path}: module {module_name} does not import ({error}); install it or run beside it"
         ) from error
+    except Exception as error:  # a module runs whatever its author wrote, and can fail in every way
+        raise PluginError(f"{path}: module {module_name} fails when it is imported ({error!r}); correct it") from error
     function = getattr(module, attribute, None)
     if not callable(function):
         raise PluginError(f"{path}: {module_name} has no function {attribute}; write `{example}`")

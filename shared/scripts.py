@@ -1,6 +1,6 @@
 """The atomic steps of the flow as Redis scripts: release groups, join attempts, settle a group, commit a step."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, cast
 
@@ -106,6 +106,20 @@ class Ledger:
         keys = [self.keys.group(group_id), self.keys.emitted]
         return _JOIN_STATES[await self._call(_JOIN, keys, [group_id, group_size, attempt, payload])]
 
+    async def join_all(
+        self, attempts: Sequence[tuple[int, int, int, bytes]], unscored: bool = False
+    ) -> list[JoinState]:
+        """`join` for many (group_id, group_size, attempt, payload), in one round trip.
+
+        `unscored` gathers the attempts in a hash of their own, for a reward that needs the whole group at once.
+        """
+        script, place = self._script(_JOIN), self.keys.unscored if unscored else self.keys.group
+        async with self.redis.pipeline(transaction=False) as pipe:
+            for group_id, group_size, attempt, payload in attempts:
+                args: list[Any] = [group_id, group_size, attempt, payload]
+                await script(keys=[place(group_id), self.keys.emitted], args=args, client=pipe)
+            return [_JOIN_STATES[int(state)] for state in await pipe.execute()]
+
     async def emit(self, group: GroupReady, tokens: int, off_version: bool = False) -> bool:
         """Emit a complete group to the trainer, or an evaluation group to its tally; False if it was settled before."""
         codec: Codec[GroupReady] = Codec(GroupReady)
@@ -168,7 +182,10 @@ class Ledger:
         return bool(await self._call(_SETTLE, keys, args))
 
     async def _call(self, lua: str, keys: list[str], args: list[Any]) -> int:
+        return int(await self._script(lua)(keys=keys, args=args))
+
+    def _script(self, lua: str) -> AsyncScript:
         script = self._scripts.get(lua)
         if script is None:
             script = self._scripts[lua] = self.redis.register_script(lua)
-        return int(await script(keys=keys, args=args))
+        return script

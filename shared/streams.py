@@ -53,10 +53,17 @@ class Stream(Generic[M]):
             await pipe.execute()
 
     def fields(self, message: M) -> dict[Any, Any]:
-        """The entry of a message: its bytes, and its group id in the open where it has one."""
+        """The entry of a message: its bytes; in the open its group id, and which evaluation it belongs to.
+
+        What is in the open is there for entries that do not decode: their group still has to be counted.
+        """
         entry: dict[str, Any] = {"m": self.codec.encode(message)}
         group_id: int | None = getattr(message, "group_id", None)
-        return entry if group_id is None else {**entry, "g": group_id}
+        if group_id is not None:
+            entry["g"] = group_id
+        if getattr(message, "kind", None) == "eval":
+            entry["e"] = f"{getattr(message, 'pinned_version', None) or 0}|{getattr(message, 'dataset', '')}"
+        return entry
 
     async def read(self, after: str = "0", count: int = 100, block_s: float = 0) -> list[tuple[str, M]]:
         """Entries after an id, without a group, waiting up to `block_s` seconds; WireError on a bad entry."""

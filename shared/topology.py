@@ -90,6 +90,10 @@ class Keys:
         """Hash: attempt -> scored Rollout."""
         return f"{{{self.run}}}:group:{group_id}"
 
+    def unscored(self, group_id: int) -> str:
+        """Hash: attempt -> Rollout, while a reward that scores whole groups waits for the rest of the group."""
+        return f"{{{self.run}}}:unscored:{group_id}"
+
     def enrolled(self, version: int) -> str:
         """Hash: engine -> JSON of its part in the rendezvous of this version."""
         return f"{{{self.run}}}:enrolled:{version}"

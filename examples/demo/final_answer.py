@@ -1,0 +1,9 @@
+"""A reward plugin: 1 if what follows the thinking is the label, else 0."""
+
+from shared.messages import Rollout
+
+
+async def score(rollout: Rollout) -> dict[str, float]:
+    """The score, and in its details whether the attempt thought before it answered."""
+    thoughts, end_of_thinking, answer = rollout.text.rpartition("</think>")
+    return {"score": float(answer.strip() == str(rollout.label)), "thought": float(bool(thoughts and end_of_thinking))}

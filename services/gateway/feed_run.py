@@ -1,0 +1,84 @@
+"""One run, from starting to its end: wait for its services, release its groups, end a stop that nobody else can end."""
+
+import contextlib
+import time
+from collections.abc import Generator
+
+from redis.asyncio import Redis
+
+from services.gateway.await_services import ServiceWait
+from services.gateway.dataset_rows import DatasetRows
+from services.gateway.dataset_store import DatasetStore
+from services.gateway.feeder_lease import FeederLease
+from services.gateway.read_standing import RunStanding, read_standing
+from services.gateway.release_evaluation import EvaluationRelease
+from services.gateway.release_training import TrainingRelease
+from shared.logs import Log
+from shared.run_settings import RunSettings
+from shared.runs import ENDED, PRESENCE_S, Runs, present
+from shared.scripts import Ledger
+from shared.topology import Keys
+
+START_POLL_S = 0.1
+ADMISSION_POLL_S = 0.01
+"""Engines wait while admission has opened and this gateway has not seen it."""
+STOP_POLL_S = 0.5
+
+
+class RunFeed:
+    """Feeds one run while this gateway holds its lease."""
+
+    def __init__(
+        self, redis: Redis, settings: RunSettings, rows: dict[str, DatasetRows], lease: FeederLease, log: Log
+    ) -> None:
+        self._redis, self._keys, self._lease, self._log = redis, Keys(settings.name), lease, log
+        ledger = Ledger(redis, self._keys)
+        self._services = ServiceWait(redis, settings, log)
+        self._training = TrainingRelease(ledger, lease.token, settings, rows)
+        self._evaluation = EvaluationRelease(ledger, lease.token, settings, rows)
+        self._trainer_seen = time.monotonic()
+
+    async def load(self) -> None:
+        """Go on where the last feeder of this run stood."""
+        await self._training.load(self._redis, self._keys)
+
+    async def turn(self) -> float | None:
+        """Do what is to be done now; returns seconds until the next turn, None when the run has ended."""
+        await self._lease.keep()
+        standing = await read_standing(self._redis, self._keys)
+        if standing.state is None or standing.state in ENDED:
+            return None
+        if standing.state == "starting":
+            return 0 if await self._services.check(standing) else START_POLL_S
+        if standing.state == "stopping":
+            return await self._end_stop()
+        return await self._release(standing)
+
+    async def _release(self, standing: RunStanding) -> float:
+        # training groups first: the trainer works on them while the engines answer the evaluation
+        released = await self._training.release(standing) or await self._evaluation.release(standing)
+        if not released:
+            return ADMISSION_POLL_S
+        first, version = standing.next_group_id, standing.weight_version
+        self._log.debug("groups_released", run=self._keys.run, first=first, groups=released, weight_version=version)
+        return 0
+
+    async def _end_stop(self) -> float:
+        if await present(self._redis, self._keys.run, "trainer"):
+            self._trainer_seen = time.monotonic()
+        elif time.monotonic() - self._trainer_seen > PRESENCE_S:
+            reason = "stopped by request; no trainer was there to save a checkpoint"
+            await Runs(self._redis).move(self._keys.run, ("stopping",), "stopped", reason)
+        return STOP_POLL_S
+
+
+@contextlib.contextmanager
+def open_rows(datasets: DatasetStore, settings: RunSettings) -> Generator[dict[str, DatasetRows]]:
+    """Every dataset that the run reads, open; Refusal if one is gone."""
+    names = {*(share.name for share in settings.data.datasets), *settings.eval.datasets}
+    with contextlib.ExitStack() as stack:
+        rows: dict[str, DatasetRows] = {}
+        for name in sorted(names):
+            rows[name] = datasets.open(name)
+            stack.callback(rows[name].close)
+        yield rows

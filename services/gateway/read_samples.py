@@ -1,0 +1,64 @@
+"""Group hashes that are still in Redis -> attempts as a person wants to see them, newest groups first."""
+
+from typing import Any, cast
+
+from redis.asyncio import Redis
+
+from services.gateway.answers import SampleAnswer
+from shared.messages import Codec, Rollout
+from shared.topology import Keys
+
+PAGE = 200
+"""Group ids asked for at once."""
+LOOK_BACK = 20_000
+"""Group ids that are looked at, from the newest one; older groups are usually trained and deleted."""
+
+
+async def read_samples(redis: Redis, run: str, limit: int, group_id: int | None) -> list[SampleAnswer]:
+    """Up to `limit` attempts, or those of one group."""
+    keys = Keys(run)
+    if group_id is not None:
+        return (await _attempts(redis, keys, group_id))[:limit]
+    newest = int(cast(bytes | None, await redis.hget(keys.counters, "next_group_id")) or 0)
+    samples: list[SampleAnswer] = []
+    for end in range(newest, max(newest - LOOK_BACK, 0), -PAGE):
+        for group in await _existing(redis, keys, max(end - PAGE, 0), end):
+            samples += await _attempts(redis, keys, group)
+            if len(samples) >= limit:
+                return samples[:limit]
+    return samples
+
+
+async def _existing(redis: Redis, keys: Keys, begin: int, end: int) -> list[int]:
+    ids = range(end - 1, begin - 1, -1)
+    async with redis.pipeline(transaction=False) as pipe:
+        for group_id in ids:
+            pipe.exists(keys.group(group_id))
+        found = await pipe.execute()
+    return [group_id for group_id, there in zip(ids, found, strict=True) if there]
+
+
+async def _attempts(redis: Redis, keys: Keys, group_id: int) -> list[SampleAnswer]:
+    codec: Codec[Rollout] = Codec(Rollout)
+    stored = cast(dict[bytes, bytes], await cast(Any, redis.hgetall(keys.group(group_id))))
+    return [_sample(codec.decode(stored[attempt])) for attempt in sorted(stored, key=int)]
+
+
+def _sample(rollout: Rollout) -> SampleAnswer:
+    return SampleAnswer(
+        group_id=rollout.group_id,
+        attempt=rollout.attempt,
+        dataset=rollout.dataset,
+        row=rollout.row,
+        kind=rollout.kind,
+        prompt=rollout.prompt,
+        text=rollout.text,
+        label=rollout.label,
+        reward=rollout.reward,
+        reward_detail=rollout.reward_detail,
+        finish_reason=rollout.finish_reason,
+        weight_versions=rollout.weight_versions,
+        prompt_tokens=len(rollout.prompt_ids),
+        response_tokens=len(rollout.token_ids),
+        worker=rollout.worker,
+    )

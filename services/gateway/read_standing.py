@@ -1,0 +1,38 @@
+"""Redis -> where a run stands, as the feeder needs it, in one round trip."""
+
+from dataclasses import dataclass
+from typing import Any, cast
+
+from redis.asyncio import Redis
+
+from shared.runs import State
+from shared.topology import Keys
+
+COUNTERS = ("next_group_id", "released", "dropped", "weight_version")
+
+
+@dataclass(frozen=True, slots=True)
+class RunStanding:
+    """A moment of a run."""
+
+    state: State | None
+    """None: there is no such run any more."""
+    next_group_id: int
+    under_way: int
+    """Groups released and not dropped: what admission limits."""
+    weight_version: int | None
+    """None until the first version is served."""
+
+
+async def read_standing(redis: Redis, keys: Keys) -> RunStanding:
+    async with redis.pipeline(transaction=False) as pipe:
+        pipe.hget(keys.record, "state")
+        pipe.hmget(keys.counters, list(COUNTERS))
+        state, counters = cast(tuple[bytes | None, list[bytes | None]], await pipe.execute())
+    next_group_id, released, dropped, version = (None if value is None else int(value) for value in counters)
+    return RunStanding(
+        state=cast(Any, state.decode()) if state else None,
+        next_group_id=next_group_id or 0,
+        under_way=(released or 0) - (dropped or 0),
+        weight_version=version,
+    )

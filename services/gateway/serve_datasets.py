@@ -1,0 +1,95 @@
+"""/v1/datasets: upload, list, show, preview, delete."""
+
+import asyncio
+from dataclasses import asdict
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Query, Request
+
+from services.gateway.answer_examples import ROWS_JSONL
+from services.gateway.answers import DatasetAnswer, DatasetList, ErrorAnswer, RowAnswer, RowList
+from services.gateway.check_row import RowKeys
+from services.gateway.dataset_store import Dataset, Format
+from services.gateway.parts import AllParts
+from services.gateway.refusals import Refusal
+from shared.runs import ENDED, Runs
+
+routes = APIRouter(prefix="/v1/datasets", tags=["datasets"])
+
+_BODY: dict[str, Any] = {
+    "requestBody": {
+        "required": True,
+        "description": "The file itself, of any size: rows as JSON lines, or Parquet.",
+        "content": {
+            "application/x-ndjson": {"schema": {"type": "string"}, "example": ROWS_JSONL},
+            "application/vnd.apache.parquet": {"schema": {"type": "string", "format": "binary"}},
+        },
+    }
+}
+KeyName = Annotated[str, Query(min_length=1)]
+
+
+def _answer(dataset: Dataset) -> DatasetAnswer:
+    return DatasetAnswer(**asdict(dataset))
+
+
+@routes.post(
+    "/{name}", status_code=201, openapi_extra=_BODY, responses={s: {"model": ErrorAnswer} for s in (409, 415, 422, 507)}
+)
+async def upload_dataset(
+    request: Request,
+    parts: AllParts,
+    name: str,
+    format: Format = "jsonl",
+    prompt_key: KeyName = "prompt",
+    label_key: KeyName = "label",
+    metadata_key: KeyName = "metadata",
+) -> DatasetAnswer:
+    """Store a dataset: every row is checked, and one wrong row stores nothing.
+
+    A row is `{"prompt": text or chat messages, "label": any JSON, "metadata": object}`; label and metadata may be
+    absent, and the names of the three keys can be chosen. `details` of a 422 lists the first wrong lines.
+    """
+    if request.headers.get("content-type", "").startswith("multipart/"):
+        raise Refusal(415, "send the file itself as the body, not a form: curl -X POST -T rows.jsonl ...")
+    keys = RowKeys(prompt_key, label_key, metadata_key)
+    return _answer(await parts.datasets.add(name, format, keys, request.stream()))
+
+
+@routes.get("")
+async def list_datasets(parts: AllParts) -> DatasetList:
+    """All datasets, by name."""
+    return DatasetList(datasets=[_answer(d) for d in await asyncio.to_thread(parts.datasets.all)])
+
+
+@routes.get("/{name}", responses={404: {"model": ErrorAnswer}})
+async def show_dataset(parts: AllParts, name: str) -> DatasetAnswer:
+    """One dataset."""
+    return _answer(await asyncio.to_thread(parts.datasets.get, name))
+
+
+@routes.get("/{name}/rows", responses={404: {"model": ErrorAnswer}})
+async def preview_rows(
+    parts: AllParts,
+    name: str,
+    offset: Annotated[int, Query(ge=0)] = 0,
+    limit: Annotated[int, Query(ge=1, le=1000)] = 20,
+) -> RowList:
+    """Rows as they are stored, from any place."""
+    rows = await asyncio.to_thread(parts.datasets.preview, name, offset, limit)
+    return RowList(rows=[RowAnswer(row=number, **asdict(row)) for number, row in rows])
+
+
+@routes.delete("/{name}", status_code=204, responses={s: {"model": ErrorAnswer} for s in (404, 409)})
+async def delete_dataset(parts: AllParts, name: str) -> None:
+    """Delete a dataset that no run needs any more."""
+    async with parts.claims:
+        users = [
+            record.run
+            for record in await Runs(parts.redis).list()
+            if record.state not in ENDED
+            and name in {*(share.name for share in record.settings.data.datasets), *record.settings.eval.datasets}
+        ]
+        if users:
+            raise Refusal(409, f"dataset {name} is in use by run {', '.join(users)}; stop the run first")
+        await asyncio.to_thread(parts.datasets.delete, name)

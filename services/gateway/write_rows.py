@@ -1,0 +1,118 @@
+"""Parsed rows -> rows.jsonl and the index of its byte offsets; all rows are good or nothing counts."""
+
+import os
+import sys
+from array import array
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from threading import Event
+from typing import Any, BinaryIO
+
+from services.gateway.check_row import Row, RowError, RowKeys, check_row, encode_row
+from services.gateway.refusals import Refusal
+
+ROWS = "rows.jsonl"
+INDEX = "rows.index"
+"""Little-endian uint64 each: where every row begins, then where the last one ends."""
+ERRORS_SHOWN = 20
+INDEX_BUFFER = 8192
+
+
+@dataclass(frozen=True, slots=True)
+class Written:
+    """What was written: how many rows, and what can be said of all their labels."""
+
+    rows: int
+    labels: bool
+    """Every row has a label."""
+    text_labels: bool
+    """Every row has a label that is text and not empty."""
+
+
+class _RowFiles:
+    """The two files while they are written."""
+
+    def __init__(self, data: BinaryIO, index: BinaryIO) -> None:
+        self._data, self._index = data, index
+        self._offsets = array("Q", [0])
+        self._end = 0
+        self.rows = 0
+        self.labels = self.text_labels = True
+
+    def append(self, row: Row) -> None:
+        line = encode_row(row)
+        self._data.write(line)
+        self._end += len(line)
+        self._offsets.append(self._end)
+        self.rows += 1
+        self.labels = self.labels and row.label is not None
+        self.text_labels = self.text_labels and isinstance(row.label, str) and bool(row.label)
+        if len(self._offsets) >= INDEX_BUFFER:
+            self._write_offsets()
+
+    def make_durable(self) -> None:
+        self._write_offsets()
+        for file in (self._data, self._index):
+            file.flush()
+            os.fsync(file.fileno())
+
+    def _write_offsets(self) -> None:
+        if sys.byteorder == "big":
+            self._offsets.byteswap()
+        self._index.write(self._offsets.tobytes())
+        del self._offsets[:]
+
+
+def write_rows(source: Iterable[tuple[int, Any]], keys: RowKeys, folder: Path, stopping: Event) -> Written:
+    """Check and store every row.
+
+    Args:
+        source: (line, parsed value or RowError) of every row.
+        keys: the names of prompt, label and metadata in those values.
+        folder: where the two files are written.
+        stopping: set when the gateway is to end.
+
+    Raises:
+        Refusal: 422 with the first wrong lines, or 503 when the gateway stops meanwhile.
+    """
+    with (folder / ROWS).open("wb") as data, (folder / INDEX).open("wb") as index:
+        files = _RowFiles(data, index)
+        errors = _append_all(source, keys, files, stopping)
+        if not errors and not files.rows:
+            errors = [{"line": None, "error": "the file has no rows"}]
+        if errors:
+            first = f"line {errors[0]['line']}: " if errors[0]["line"] else ""
+            shown = "" if len(errors) < ERRORS_SHOWN else f"; the first {ERRORS_SHOWN} are listed"
+            message = f"nothing was stored: {first}{errors[0]['error']} ({len(errors)} wrong{shown})"
+            raise Refusal(422, message, errors)
+        files.make_durable()
+        return Written(files.rows, files.labels, files.text_labels)
+
+
+def _append_all(
+    source: Iterable[tuple[int, Any]], keys: RowKeys, files: _RowFiles, stopping: Event
+) -> list[dict[str, Any]]:
+    errors: list[dict[str, Any]] = []
+    try:
+        for line, raw in source:
+            if stopping.is_set():
+                raise Refusal(503, "the gateway is stopping; upload the dataset again")
+            error = _append(raw, keys, files)
+            if error is not None:
+                errors.append({"line": line, "error": error})
+                if len(errors) == ERRORS_SHOWN:
+                    break
+    except RowError as error:
+        errors.append({"line": None, "error": str(error)})  # the file as a whole cannot be read on
+    return errors
+
+
+def _append(raw: Any, keys: RowKeys, files: _RowFiles) -> str | None:
+    try:
+        if isinstance(raw, RowError):
+            return str(raw)
+        files.append(check_row(raw, keys))
+    except RowError as error:
+        return str(error)
+    return None

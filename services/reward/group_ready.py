@@ -1,0 +1,32 @@
+"""The scored attempts of a group -> the GroupReady by which the trainer plans."""
+
+from shared.messages import GroupReady, Rollout
+
+
+def describe(group: list[Rollout]) -> GroupReady:
+    """Lengths count prompt and response tokens; versions are those that sampled a token of any attempt."""
+    first = group[0]
+    versions = _versions(group) or {first.pinned_version or 0}
+    rewards = [rollout.reward for rollout in group if rollout.reward is not None]
+    assert len(rewards) == len(group), "every stored attempt was scored"
+    return GroupReady(
+        group_id=first.group_id,
+        kind=first.kind,
+        dataset=first.dataset,
+        row=first.row,
+        lengths=[len(rollout.prompt_ids) + len(rollout.token_ids) for rollout in group],
+        rewards=rewards,
+        oldest_version=min(versions),
+        newest_version=max(versions),
+        pinned_version=first.pinned_version,
+    )
+
+
+def is_off_version(group: list[Rollout]) -> bool:
+    """True for an evaluation group with a token that another version than the pinned one sampled."""
+    pinned = group[0].pinned_version
+    return pinned is not None and bool(_versions(group) - {pinned})
+
+
+def _versions(group: list[Rollout]) -> set[int]:
+    return {version for rollout in group for version, count in rollout.weight_versions if count}

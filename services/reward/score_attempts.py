@@ -1,0 +1,61 @@
+"""A reward function -> what the worker does with one attempt: score it, or gather its group and score that."""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from dataclasses import replace
+
+from services.reward.join_groups import CONCURRENCY, Attempt, GroupJoin
+from services.reward.score import Reward, Score
+from services.reward.wait_for_redis import RedisPatience
+from services.reward.worker import ScoreAttempt
+from shared.messages import Rollout
+from shared.scripts import Ledger
+
+
+def scoring(reward: Reward, groups: GroupJoin, ledger: Ledger, redis: RedisPatience) -> ScoreAttempt:
+    """The way of scoring that the reward asks for."""
+    if reward.score_group is not None:
+        return GroupScoring(reward.score_group, groups, ledger, redis)
+    score = reward.score
+    assert score is not None, "a reward scores attempts or groups"
+
+    async def score_alone(rollout: Rollout) -> list[Attempt]:
+        return [groups.attempt(_with(rollout, await score(rollout)))]
+
+    return score_alone
+
+
+class GroupScoring:
+    """Gathers unscored attempts in Redis; the message that completes the group scores all of it.
+
+    Whoever scores a group twice after a crash changes nothing: the first stored score of an attempt stays.
+    """
+
+    def __init__(
+        self,
+        score_group: Callable[[list[Rollout]], Awaitable[list[Score]]],
+        groups: GroupJoin,
+        ledger: Ledger,
+        redis: RedisPatience,
+    ) -> None:
+        self._score_group, self._groups, self._ledger, self._redis = score_group, groups, ledger, redis
+        self._slots = asyncio.Semaphore(CONCURRENCY)
+
+    async def __call__(self, rollout: Rollout) -> list[Attempt]:
+        group = await self._redis.wait_for(lambda: self._gather(rollout))
+        scores = await self._score_group(group) if group else []
+        return [self._groups.attempt(_with(one, score)) for one, score in zip(group, scores, strict=True)]
+
+    async def _gather(self, rollout: Rollout) -> list[Rollout]:
+        """The whole group if this attempt completes it, else nothing."""
+        async with self._slots:
+            (state,) = await self._ledger.join_all([self._groups.attempt(rollout)], unscored=True)
+            if state == "settled":  # a copy of what was counted before
+                await self._ledger.redis.unlink(self._ledger.keys.unscored(rollout.group_id))
+            if state != "complete":
+                return []
+            return (await self._groups.read([rollout.group_id], unscored=True)).get(rollout.group_id, [])
+
+
+def _with(rollout: Rollout, score: Score) -> Rollout:
+    return replace(rollout, reward=score.value, reward_detail=score.detail)

@@ -1,0 +1,37 @@
+"""One run -> its reward worker: everything is built here, then the worker runs until the run ends."""
+
+from services.reward.attempts import Attempts
+from services.reward.build_reward import open_reward
+from services.reward.group_filter import build_filter
+from services.reward.join_groups import GroupJoin
+from services.reward.score_attempts import scoring
+from services.reward.tell import teller
+from services.reward.wait_for_redis import RedisPatience
+from services.reward.worker import Worker
+from shared.scripts import Ledger
+from shared.service import Serving
+from shared.streams import Delivery, Stream
+from shared.topology import EVENTS, Keys
+
+
+async def serve(serving: Serving) -> None:
+    """Score the attempts of a run until cancelled.
+
+    Raises:
+        RunRejected, PluginError: the reward or the filter cannot be had.
+    """
+    settings, place = serving.record.settings, serving.place
+    keep = build_filter(settings.reward.group_filter)
+    patience = RedisPatience(place.log)
+    delivery = Delivery(settings.delivery.lease_s, settings.delivery.max_deliveries)
+    attempts = Attempts(serving.redis, serving.run, place.name, delivery)
+    ledger = Ledger(serving.redis, Keys(serving.run))
+    groups = GroupJoin(ledger, keep)
+    tell = teller(place.log, Stream(serving.redis, serving.run, EVENTS))
+    may_reject = serving.record.state == "starting"
+    async with open_reward(serving.run, settings.reward, may_reject, tell) as reward:
+        await patience.wait_for(attempts.open)
+        score = scoring(reward, groups, ledger, patience)
+        worker = Worker(attempts, reward.available, score, groups, patience, tell)
+        serving.ready()
+        await worker.run()

@@ -1,0 +1,76 @@
+"""Prompts of an sft run -> ready groups: receive a batch of rows, tokenise it, join and emit each, acknowledge all."""
+
+import asyncio
+from collections.abc import Callable
+
+from services.rollout.await_redis import AwaitRedis
+from services.rollout.demonstration import ready
+from services.rollout.give_up_group import drop_dead, drop_group
+from services.rollout.refusals import GroupRejected
+from shared.errors import WireError
+from shared.logs import Log
+from shared.messages import Codec, Prompt, Rollout
+from shared.scripts import Ledger
+from shared.streams import Message, Stream, forward
+from shared.tasks import end
+
+BATCH = 256
+AT_ONCE = 16
+"""Rows that talk to Redis at the same time, each on a connection of its own."""
+BLOCK_S = 1.0
+
+Row = tuple[Prompt, Rollout | GroupRejected]
+Demonstrate = Callable[[list[Prompt]], list[Rollout | GroupRejected]]
+
+
+class DemonstrationLoop:
+    """Serves one sft run."""
+
+    def __init__(self, prompts: Stream[Prompt], ledger: Ledger, demonstrate: Demonstrate, log: Log) -> None:
+        self._prompts, self._ledger, self._demonstrate, self._log = prompts, ledger, demonstrate, log
+        self._await_redis = AwaitRedis(log, ledger.keys.run)
+        self._codec: Codec[Rollout] = Codec(Rollout)
+        prompts.on_dead = self._on_dead
+
+    async def run(self) -> None:
+        """Work until cancelled. No grace at the end: a row that was joined and not acknowledged is joined once."""
+        await self._await_redis(self._prompts.open)
+        keeper = asyncio.create_task(self._prompts.keep_leases())
+        try:
+            while True:
+                await self._handle(await self._await_redis(lambda: self._prompts.receive(BATCH, BLOCK_S)))
+        finally:
+            await end(keeper)
+
+    async def _handle(self, messages: list[Message[Prompt]]) -> None:
+        if not messages:
+            return
+        prompts = [message.body for message in messages]
+        rows = list(zip(prompts, self._demonstrate(prompts), strict=True))
+        await asyncio.gather(*(self._settle_in_turn(rows[lane::AT_ONCE]) for lane in range(AT_ONCE)))
+        # publishes nothing, acknowledges all of them; last, so that a crash before it only repeats what counts once
+        await self._await_redis(lambda: forward(messages, self._prompts))
+
+    async def _settle_in_turn(self, rows: list[Row]) -> None:
+        for prompt, row in rows:
+            await self._settle(prompt, row)
+
+    async def _settle(self, prompt: Prompt, row: Rollout | GroupRejected) -> None:
+        if isinstance(row, GroupRejected):
+            return await self._give_up(prompt, str(row))
+        try:
+            payload = self._codec.encode(row)
+        except WireError as error:
+            return await self._give_up(prompt, str(error))
+        await self._await_redis(lambda: self._join(row, payload))
+
+    async def _join(self, row: Rollout, payload: bytes) -> None:
+        if await self._ledger.join(row.group_id, 1, 0, payload) == "complete":
+            await self._ledger.emit(ready(row), tokens=len(row.token_ids))
+
+    async def _give_up(self, prompt: Prompt, why: str) -> None:
+        self._log.warning("row_rejected", run=self._ledger.keys.run, group=prompt.group_id, row=prompt.row, why=why)
+        await self._await_redis(lambda: drop_group(self._ledger, prompt, "rejected", why))
+
+    async def _on_dead(self, group_id: int | None, why: str) -> None:
+        await drop_dead(self._ledger, self._prompts, self._log, group_id, why)

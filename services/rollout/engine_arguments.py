@@ -1,0 +1,162 @@
+"""Engine settings of a run -> the ServerArgs and environment of one SGLang server, every name checked beforehand."""
+
+import ast
+import difflib
+import functools
+import importlib.util
+import ipaddress
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from shared.errors import RunRejected
+from shared.run_settings import EngineSettings, ModelSettings
+
+RESERVED = {
+    "model_path": "write model.path",
+    "dtype": "write model.dtype",
+    "trust_remote_code": "write model.trust_remote_code",
+    "device": "write engine.device",
+    "host": "set engine.host of the deployment",
+    "port": "set engine.port of the deployment",
+    "weight_version": "the trainer numbers the versions",
+    "api_key": "router, trainer and gateway call the engine without a key; keep its port private",
+    "admin_api_key": "the sidecar calls the engine without a key; keep its port private",
+    "dp_size": "SGLang updates one data-parallel replica only; raise engine.count of the deployment",
+    "pp_size": "SGLang cannot update the weights of pipeline stages; use tp_size",
+    "nnodes": "an engine runs on one node; run more engines",
+    "node_rank": "an engine runs on one node; run more engines",
+}
+"""ServerArgs fields that a run may not set, and what to do instead."""
+
+# What makes a small model fast on the CPU, in one place; engine.server_args of a run overrides each of them.
+CPU_ARGUMENTS: dict[str, Any] = {
+    "attention_backend": "torch_native",
+    "sampling_backend": "pytorch",
+    "disable_cuda_graph": True,
+    "disable_overlap_schedule": True,
+    "skip_server_warmup": True,
+    "sleep_on_idle": True,  # an idle scheduler would burn a core
+    "max_total_tokens": 65536,  # otherwise the cache takes most of the machine's memory
+    "max_running_requests": 64,
+}
+CPU_ENVIRONMENT = {"SGLANG_USE_CPU_ENGINE": "1", "OMP_NUM_THREADS": "1"}
+CUDA_ENVIRONMENT = {"NCCL_CUMEM_ENABLE": "0", "NCCL_NVLS_ENABLE": "0"}
+"""Both sides of a weight update must agree on these; the trainer sets the same."""
+ENVIRONMENT = {
+    "HF_HUB_OFFLINE": "1",
+    "TRANSFORMERS_OFFLINE": "1",
+    "TOKENIZERS_PARALLELISM": "false",
+    # The health check would otherwise generate a token, and fail for as long as weights are being updated.
+    "SGLANG_ENABLE_HEALTH_ENDPOINT_GENERATION": "false",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class EnginePlan:
+    """One SGLang server as it is to be launched. Two runs with equal plans can share a process."""
+
+    host: str
+    port: int
+    device: str
+    arguments: dict[str, Any]
+    environment: dict[str, str] = field(default_factory=dict[str, str])
+
+    @property
+    def url(self) -> str:
+        return f"http://{self.host}:{self.port}"
+
+    @property
+    def ranks(self) -> int:
+        """Processes that hold a part of the weights."""
+        return int(self.arguments.get("tp_size", 1))
+
+
+def plan_engine(model: ModelSettings, engine: EngineSettings, host: str, port: int, index: int) -> EnginePlan:
+    """The plan of engine number `index` of this node.
+
+    Raises:
+        RunRejected: no such model or device, or a server argument that SGLang does not have or that is reserved.
+    """
+    folder = Path(model.path).absolute()
+    if not (folder / "config.json").exists():
+        raise RunRejected(f"model.path is {model.path!r}, where there is no config.json; give a Hugging Face folder")
+    device = find_device(engine.device)
+    _check_names(engine.server_args)
+    tp_size = int(engine.server_args.get("tp_size", 1))
+    defaults = CPU_ARGUMENTS if device == "cpu" else {"base_gpu_id": index * tp_size}
+    if engine.update_mode == "in_place":
+        # The cache cannot be flushed around requests that keep running, and a later request must not reuse it.
+        defaults = {**defaults, "disable_radix_cache": True}
+    arguments = {
+        "model_path": str(folder),
+        "dtype": model.dtype,
+        "trust_remote_code": model.trust_remote_code,
+        "device": device,
+        "host": host,
+        "port": port,
+        **defaults,
+        **engine.server_args,
+    }
+    extra = CPU_ENVIRONMENT if device == "cpu" else CUDA_ENVIRONMENT
+    loopback = {"GLOO_SOCKET_IFNAME": "lo"} if _is_loopback(host) else {}
+    return EnginePlan(host, port, device, arguments, {**ENVIRONMENT, **extra, **loopback})
+
+
+def find_device(wanted: str, devices: Path = Path("/dev")) -> str:
+    """`cpu` or `cuda`; RunRejected if a GPU is wanted where there is none."""
+    has_gpu = any(devices.glob("nvidia[0-9]*"))
+    if wanted == "cuda" and not has_gpu:
+        raise RunRejected("engine.device is 'cuda', but this machine has no NVIDIA GPU; write 'auto' or 'cpu'")
+    if wanted == "auto":
+        return "cuda" if has_gpu else "cpu"
+    return wanted
+
+
+@functools.cache
+def server_arguments() -> frozenset[str]:
+    """The ServerArgs fields of the installed SGLang, read from its source: importing it would take torch along.
+
+    Raises:
+        RunRejected: SGLang is not installed.
+    """
+    spec = importlib.util.find_spec("sglang")
+    if spec is None or not spec.submodule_search_locations:
+        raise RunRejected("SGLang is not installed where the engine sidecar runs; install sglang there")
+    source = Path(next(iter(spec.submodule_search_locations))) / "srt"
+    names = {"model_path"}
+    # Newer releases assemble the class from one class for each group of fields.
+    for file in (source / "server_args.py", *sorted((source / "arg_groups" / "fields").glob("*.py"))):
+        names |= _fields(ast.parse(file.read_text("utf-8")), any_class=file.name != "server_args.py")
+    return frozenset(names)
+
+
+def _fields(tree: ast.Module, any_class: bool) -> set[str]:
+    classes = [
+        node for node in tree.body if isinstance(node, ast.ClassDef) and (any_class or node.name == "ServerArgs")
+    ]
+    fields = [item.target for each in classes for item in each.body if isinstance(item, ast.AnnAssign)]
+    return {name.id for name in fields if isinstance(name, ast.Name) and not name.id.startswith("_")}
+
+
+def _check_names(given: dict[str, Any]) -> None:
+    for name in given:
+        if name in RESERVED:
+            raise RunRejected(f"engine.server_args.{name} cannot be set; {RESERVED[name]}")
+        if name not in server_arguments():
+            close = difflib.get_close_matches(name, server_arguments(), n=1, cutoff=0.5)
+            hint = f"did you mean {close[0]}?" if close else "see `python -m sglang.launch_server --help`"
+            raise RunRejected(f"engine.server_args.{name} is no argument of the installed SGLang; {hint}")
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def encode(arguments: dict[str, Any]) -> str:
+    """The arguments as the engine's process takes them."""
+    return json.dumps(arguments, separators=(",", ":"))

@@ -1,0 +1,39 @@
+"""ServerArgs as JSON -> the real SGLang server, in a process that dies with the one that launched it.
+
+`python -m services.rollout.engine_server PARENT_PID '{"model_path": ...}'`. The command line of SGLang itself cannot
+set every field of ServerArgs; its constructor can.
+"""
+
+import ctypes
+import json
+import os
+import signal
+import sys
+from typing import Any
+
+PR_SET_PDEATHSIG = 1
+
+
+def die_with_parent(parent: int) -> None:
+    """Have the kernel kill this process when its parent ends, however that ends."""
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:  # it ended before the line above
+        sys.exit(1)
+
+
+def serve(arguments: dict[str, Any]) -> None:
+    """Run the server until it is told to stop."""
+    # Imported late: SGLang starts its schedulers as new processes that import this module first.
+    from sglang.launch_server import run_server  # noqa: PLC0415
+    from sglang.srt.server_args import ServerArgs  # noqa: PLC0415
+    from sglang.srt.utils import kill_process_tree  # noqa: PLC0415
+
+    try:
+        run_server(ServerArgs(**arguments))
+    finally:
+        kill_process_tree(os.getpid(), include_parent=False)
+
+
+if __name__ == "__main__":
+    die_with_parent(int(sys.argv[1]))
+    serve(json.loads(sys.argv[2]))

@@ -1,0 +1,135 @@
+"""One announced weight version -> the weights of one engine, while its requests wait; proven before they go on."""
+
+import asyncio
+import contextlib
+import time
+from dataclasses import dataclass, field
+
+from services.rollout.engine_calls import EngineCalls, EngineError, EngineRefused
+from shared.enrolment import Part
+from shared.messages import WeightVersion
+
+FLUSH_TRIES = 3
+FLUSH_POLL_S = 0.02
+
+
+class UpdateFailed(EngineError):
+    """The engine took the weights, but does not hold what the trainer sent."""
+
+
+@dataclass
+class EngineUpdate:
+    """The state of an engine's weights while it is updated again and again."""
+
+    calls: EngineCalls
+    mode: str
+    """What happens to requests in flight: retract, abort or in_place."""
+    device: str
+    unfinished: bool = False
+    """True while calls are under way, and after one that got no answer; an engine left then is of no more use."""
+    mixed: bool = False
+    """True while the engine may hold parts of two versions. It is paused, and must stay so."""
+    seconds: dict[str, float] = field(default_factory=dict[str, float])
+    """How long the phases of the last update took."""
+
+    async def run(self, announced: WeightVersion, part: Part) -> int:
+        """Load and prove a version.
+
+        Returns:
+            How many tensors could not be verified; -1 for all of them.
+
+        Raises:
+            EngineError: the engine does not hold the version. It generates again only if it holds another one whole.
+        """
+        self.unfinished, self.seconds = True, {}
+        try:
+            unverified = await self._load(announced, part)
+        except EngineRefused:
+            await self._clean_up()
+            self.unfinished = False
+            raise
+        self.unfinished = False
+        return unverified
+
+    async def _load(self, announced: WeightVersion, part: Part) -> int:
+        until, lap = announced.rendezvous.done_until, Laps(self.seconds)
+        await self._join(announced, part, until)
+        lap("connect")
+        await self.calls.pause(self.mode, until - time.time())
+        lap("pause")
+        await self.calls.begin_update()
+        self.mixed = True
+        last = len(announced.buckets) - 1
+        for number, bucket in enumerate(announced.buckets):
+            named = announced.version if number == last else None
+            await self.calls.receive_bucket(bucket, part.group, named, until - time.time())
+        await self.calls.end_update()
+        lap("load")
+        await self._flush()
+        lap("flush")
+        expected = announced.tensor_checksums if self.device == "cpu" else {}
+        unverified = prove(expected, await self.calls.checksums(until - time.time()))
+        lap("prove")
+        self.mixed = False
+        await self.calls.resume()
+        lap("resume")
+        return unverified
+
+    async def _join(self, announced: WeightVersion, part: Part, until: float) -> None:
+        if part.group == self.calls.group:
+            return
+        await self.calls.leave_group()
+        meeting = announced.rendezvous
+        await self.calls.join_group(
+            part.group,
+            (meeting.host, meeting.port),
+            (part.first_rank, part.world_size),
+            meeting.backend,
+            until - time.time(),
+        )
+
+    async def _flush(self) -> None:
+        """Forget what the old weights cached: a later request could hit it, and its log-probabilities would be off."""
+        if self.mode == "in_place":
+            return  # requests go on with their own cache; there is no shared one, see the launch arguments
+        for _ in range(FLUSH_TRIES):
+            with contextlib.suppress(EngineRefused):
+                return await self.calls.flush_cache()
+            await asyncio.sleep(FLUSH_POLL_S)
+        # SGLang before 0.5.20 never flushes while retracted requests wait. Ended, they answer with what they have.
+        await self.calls.abort_all()
+        await asyncio.sleep(FLUSH_POLL_S)
+        await self.calls.flush_cache()
+
+    async def _clean_up(self) -> None:
+        with contextlib.suppress(EngineRefused):
+            await self.calls.end_update()
+        if not self.mixed:
+            with contextlib.suppress(EngineRefused):
+                await self.calls.resume()
+
+
+def prove(expected: dict[str, str], ranks: list[dict[str, str]]) -> int:
+    """Compare an engine's hashes with the trainer's; returns how many could not be compared, -1 for all.
+
+    Raises:
+        UpdateFailed: a tensor differs.
+    """
+    if not expected or len(ranks) != 1:
+        return -1
+    (found,) = ranks
+    wrong = sorted(name for name, value in found.items() if expected.get(name, value) != value)
+    if wrong:
+        raise UpdateFailed(f"{len(wrong)} of {len(found)} tensors differ from the trainer's, such as {wrong[0]}")
+    return sum(name not in expected for name in found)
+
+
+class Laps:
+    """Seconds by phase: each call ends one."""
+
+    def __init__(self, seconds: dict[str, float]) -> None:
+        self._seconds, self._last = seconds, time.monotonic()
+
+    def __call__(self, phase: str) -> None:
+        now = time.monotonic()
+        self._seconds[phase], self._last = now - self._last, now

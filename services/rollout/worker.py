@@ -1,0 +1,62 @@
+"""An active run -> its prompts generated (rl) or tokenised (sft), by the parts that are put together here."""
+
+import asyncio
+import functools
+import os
+import socket
+from pathlib import Path
+
+from services.rollout.demonstration import demonstrate
+from services.rollout.demonstration_loop import DemonstrationLoop
+from services.rollout.generate_group import GroupGenerator, load_generate
+from services.rollout.generation_loop import GenerationLoop
+from services.rollout.model_tokenizer import ModelTokenizer, load_tokenizer
+from services.rollout.router_connections import RouterConnections
+from services.rollout.sampler import Sampler
+from shared.messages import Prompt, Rollout
+from shared.scripts import Ledger
+from shared.service import Serving, main
+from shared.streams import Delivery, Stream
+from shared.topology import PROMPTS, ROLLOUTS, Keys
+
+
+async def serve(serving: Serving) -> None:
+    """Work on one run until it is cancelled.
+
+    Raises:
+        RunRejected: the model's folder or its tokenizer is missing.
+        PluginError: the generate plugin does not load.
+    """
+    settings = serving.record.settings
+    work = _serve_sft if settings.kind == "sft" else _serve_rl
+    model, chat = settings.model, settings.data.chat_template
+    tokenizer = await asyncio.to_thread(load_tokenizer, Path(model.path), model.trust_remote_code, chat)
+    delivery = Delivery(settings.delivery.lease_s, settings.delivery.max_deliveries)
+    await work(serving, tokenizer, Stream(serving.redis, serving.run, PROMPTS, serving.place.name, delivery))
+
+
+async def _serve_sft(serving: Serving, tokenizer: ModelTokenizer, prompts: Stream[Prompt]) -> None:
+    make = functools.partial(demonstrate, tokenizer=tokenizer, worker=serving.place.name)
+    loop = DemonstrationLoop(prompts, Ledger(serving.redis, Keys(serving.run)), make, serving.place.log)
+    serving.ready()
+    await loop.run()
+
+
+async def _serve_rl(serving: Serving, tokenizer: ModelTokenizer, prompts: Stream[Prompt]) -> None:
+    settings, place = serving.record.settings.rollout, serving.place
+    generate = load_generate(settings.generate)
+    rollouts: Stream[Rollout] = Stream(serving.redis, serving.run, ROLLOUTS)
+    ledger = Ledger(serving.redis, Keys(serving.run))
+    async with RouterConnections(place.deployment.router_url, settings.request_deadline_s) as router:
+        groups = GroupGenerator(tokenizer, Sampler(router, place.log), generate, place.name)
+        loop = GenerationLoop(
+            prompts, rollouts, ledger, groups.generate, place.log, settings.concurrency, settings.request_deadline_s
+        )
+        serving.ready()
+        await loop.run()
+
+
+def run() -> None:
+    """The process: follow runs until SIGTERM."""
+    name = f"{socket.gethostname()}-{os.getpid()}"
+    main("rollout", name, lambda deployment: deployment.health.rollout_port, serve, kinds=("rl", "sft"))

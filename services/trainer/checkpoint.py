@@ -1,0 +1,126 @@
+"""The trainer's state <-> numbered folders on disk: written aside, synced, renamed; verified when read."""
+
+import hashlib
+import json
+import os
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+from services.trainer.backend import State
+from shared.logs import Log
+
+MANIFEST = "manifest.json"
+FORMAT = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """The state after `step` optimizer steps."""
+
+    step: int
+    state: State
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoints:
+    """The checkpoints of one run, `folder/step_000050/` each."""
+
+    folder: Path
+    owner: str
+    """Which run they belong to; a later run of the same name has another owner."""
+    keep: int
+    log: Log
+
+    def save(self, step: int, state: State) -> None:
+        """Write a checkpoint that is either whole or not there, then remove the oldest beyond `keep`."""
+        aside = self._clear(f".writing_{step:06d}")
+        aside.mkdir(parents=True)
+        files: dict[str, Any] = {}
+        for name, tensors in state.items():
+            path = aside / f"{name}.safetensors"
+            save_file({key: tensor.contiguous() for key, tensor in tensors.items()}, path)
+            files[path.name] = {"sha256": _sha256(path), "bytes": path.stat().st_size}
+        manifest = {"format": FORMAT, "owner": self.owner, "step": step, "files": files}
+        (aside / MANIFEST).write_text(json.dumps(manifest, indent=1))
+        for path in (*aside.iterdir(), aside):
+            _sync(path)
+        self._clear(self._name(step))
+        aside.rename(self.folder / self._name(step))
+        _sync(self.folder)
+        for old in self.steps()[: -self.keep]:
+            self._clear(self._name(old))
+
+    def newest(self) -> Checkpoint | None:
+        """The newest whole checkpoint; a damaged one is named in the log, set aside, and the one before is taken."""
+        self._leave_to_other_runs()
+        for step in reversed(self.steps()):
+            path = self.folder / self._name(step)
+            try:
+                return Checkpoint(step, self._load(path))
+            except (OSError, ValueError, KeyError, SafetensorError) as error:
+                damaged = f"damaged_{path.name}"
+                self.log.error("checkpoint_damaged", checkpoint=str(path), error=str(error), renamed=damaged)
+                self._clear(damaged)
+                path.rename(self.folder / damaged)
+        return None
+
+    def steps(self) -> list[int]:
+        """Steps with a checkpoint, oldest first."""
+        return sorted(int(path.name.removeprefix("step_")) for path in self.folder.glob("step_*"))
+
+    def covered(self) -> int:
+        """The newest step whose samples no resume can need: as many checkpoints as are kept stand at it or later."""
+        steps = self.steps()
+        return steps[-self.keep] if len(steps) >= self.keep else 0
+
+    def _load(self, path: Path) -> State:
+        manifest = json.loads((path / MANIFEST).read_text())
+        if manifest["format"] != FORMAT:
+            raise ValueError(f"format {manifest['format']} is not {FORMAT}")
+        for name, file in manifest["files"].items():
+            if _sha256(path / name) != file["sha256"]:
+                raise ValueError(f"{name} does not have the checksum that was written")
+        return {name.removesuffix(".safetensors"): load_file(path / name) for name in manifest["files"]}
+
+    def _leave_to_other_runs(self) -> None:
+        """Set all checkpoints aside if an earlier run of the same name wrote them."""
+        manifests = sorted(self.folder.glob(f"step_*/{MANIFEST}"))
+        owners = {_owner(path) for path in manifests} - {self.owner, ""}
+        if owners:
+            aside = self.folder.with_name(f"{self.folder.name}_{sorted(owners)[0]}")
+            self.log.warning("checkpoints_of_another_run", folder=str(self.folder), renamed=str(aside))
+            self.folder.rename(aside)
+
+    def _clear(self, name: str) -> Path:
+        path = self.folder / name
+        shutil.rmtree(path, ignore_errors=True)
+        return path
+
+    @staticmethod
+    def _name(step: int) -> str:
+        return f"step_{step:06d}"
+
+
+def _owner(manifest: Path) -> str:
+    try:
+        return str(json.loads(manifest.read_text())["owner"])
+    except (OSError, ValueError, KeyError):
+        return ""  # damaged; the search for the newest one says so
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,39 @@
+"""Blocking tensor work -> awaited on one thread of its own, so that leases, heartbeats and publishing go on."""
+
+import asyncio
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import ParamSpec, TypeVar
+
+import torch
+
+from shared.errors import RunRejected
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+class ComputeThread:
+    """One thread, so that a step, a snapshot and a checkpoint never see each other's weights half done."""
+
+    def __init__(self, threads: int) -> None:
+        """`threads`: CPU threads of each tensor operation."""
+        self._executor = ThreadPoolExecutor(1, "compute", _set_up, (threads,))
+
+    async def run(self, function: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
+        """RunRejected if the device's memory does not suffice."""
+        loop = asyncio.get_running_loop()
+        try:
+            return await loop.run_in_executor(self._executor, lambda: function(*args, **kwargs))
+        except torch.OutOfMemoryError as error:
+            raise RunRejected(f"out of device memory ({error}); lower trainer.max_tokens_per_micro_batch") from error
+
+    def close(self) -> None:
+        """Start nothing more; what runs ends by itself and its result is not used."""
+        self._executor.shutdown(wait=False, cancel_futures=True)
+
+
+def _set_up(threads: int) -> None:
+    torch.set_num_threads(threads)
+    # moments of weights that get no gradient for long become denormal numbers, which a CPU multiplies slowly
+    torch.set_flush_denormal(True)

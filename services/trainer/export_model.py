@@ -1,0 +1,19 @@
+"""The trained model -> a Hugging Face folder that is either whole or not there."""
+
+import shutil
+from pathlib import Path
+
+from services.trainer.backend import Backend
+
+
+def export_model(backend: Backend, folder: Path) -> None:
+    """Write aside, then put the folder in its place; an older export there is replaced."""
+    aside, old = folder.with_name(f".{folder.name}_writing"), folder.with_name(f".{folder.name}_old")
+    for leftover in (aside, old):
+        shutil.rmtree(leftover, ignore_errors=True)
+    aside.mkdir(parents=True)
+    backend.export(aside)
+    if folder.exists():
+        folder.rename(old)
+    aside.rename(folder)
+    shutil.rmtree(old, ignore_errors=True)

@@ -1,0 +1,125 @@
+"""Queries, keys and values of packed sequences -> causal attention within each, for any Hugging Face causal LM."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch.nn import functional
+from transformers import AttentionInterface
+
+from shared.errors import RunRejected
+
+NAME = "sluice_packed"
+"""The `attn_implementation` to load a model with; its forward then needs `packed=plan_attention(lengths)`."""
+SLACK = 0.8
+"""Sequences share a padded batch while the shortest has at least this share of the longest's tokens."""
+SHORT = 16
+"""Differences of so few tokens are not worth a batch of their own."""
+
+
+@dataclass(frozen=True, slots=True)
+class Bucket:
+    """Neighbouring sequences of similar length, attended to as one padded batch."""
+
+    first: int
+    """Position of the first token in the packed micro-batch."""
+    tokens: int
+    sequences: int
+    longest: int
+    slots: torch.Tensor | None
+    """[tokens] int64: where each token goes among sequences * longest padded places; None if all are full."""
+
+    def to(self, device: torch.device) -> "Bucket":
+        slots = None if self.slots is None else self.slots.to(device)
+        return Bucket(self.first, self.tokens, self.sequences, self.longest, slots)
+
+
+def plan_attention(lengths: list[int]) -> tuple[Bucket, ...]:
+    """Group neighbouring sequences of similar length; a list that is sorted by length wastes the least."""
+    groups: list[list[int]] = []
+    shortest = longest = 0
+    for length in lengths:
+        low, high = min(shortest, length), max(longest, length)
+        if not groups or (low < SLACK * high and high - low > SHORT):
+            groups.append([])
+            low = high = length
+        groups[-1].append(length)
+        shortest, longest = low, high
+    buckets: list[Bucket] = []
+    first = 0
+    for group in groups:
+        buckets.append(_bucket(first, group))
+        first += sum(group)
+    return tuple(buckets)
+
+
+def packed_attention(
+    module: torch.nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    scaling: float | None = None,
+    sliding_window: int | None = None,
+    packed: tuple[Bucket, ...] = (),
+    **extra: Any,
+) -> tuple[torch.Tensor, None]:
+    """What transformers calls in every layer: [1, heads, tokens, dim] each -> [1, tokens, heads, dim].
+
+    The seam for variable-length kernels: they take the same packed tensors and the boundaries in `packed`.
+    """
+    assert packed, "the model was called without packed=plan_attention(lengths)"
+    assert attention_mask is None and query.shape[0] == 1, "packed attention takes one row of tokens and no mask"
+    for name in ("softcap", "s_aux"):
+        if extra.get(name) is not None:
+            raise RunRejected(
+                f"{type(module).__name__} attends with {name}, which packed training has not; choose another model"
+            )
+    q, k, v = (tensor[0].transpose(0, 1) for tensor in (query, key, value))
+    outputs = [_attend(bucket, q, k, v, scaling, sliding_window) for bucket in packed]
+    return torch.cat(outputs).unsqueeze(0), None
+
+
+def _attend(
+    bucket: Bucket,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    scaling: float | None,
+    window: int | None,
+) -> torch.Tensor:
+    """Rows are [tokens, heads, dim]; padding stands after a sequence's tokens, where causality hides it from them."""
+    padded = [_pad(bucket, rows).transpose(1, 2) for rows in (query, key, value)]
+    mask = _band(bucket.longest, window, query.device) if window and window < bucket.longest else None
+    attended = functional.scaled_dot_product_attention(
+        *padded, attn_mask=mask, is_causal=mask is None, scale=scaling, enable_gqa=query.shape[1] != key.shape[1]
+    )
+    flat = attended.transpose(1, 2).reshape(-1, *query.shape[1:])
+    return flat if bucket.slots is None else flat.index_select(0, bucket.slots)
+
+
+def _pad(bucket: Bucket, rows: torch.Tensor) -> torch.Tensor:
+    own = rows[bucket.first : bucket.first + bucket.tokens]
+    if bucket.slots is not None:
+        own = own.new_zeros(bucket.sequences * bucket.longest, *own.shape[1:]).index_copy(0, bucket.slots, own)
+    return own.reshape(bucket.sequences, bucket.longest, *own.shape[1:])
+
+
+def _band(length: int, window: int, device: torch.device) -> torch.Tensor:
+    """[length, length] bool: a token sees itself and the window - 1 tokens before it."""
+    position = torch.arange(length, device=device)
+    distance = position[:, None] - position[None, :]
+    return (distance >= 0) & (distance < window)
+
+
+def _bucket(first: int, lengths: list[int]) -> Bucket:
+    longest, tokens = max(lengths), sum(lengths)
+    if tokens == longest * len(lengths):
+        return Bucket(first, tokens, len(lengths), longest, None)
+    sizes = torch.tensor(lengths)
+    shift = torch.arange(len(lengths)) * longest - (sizes.cumsum(0) - sizes)
+    slots = torch.arange(tokens) + torch.repeat_interleave(shift, sizes)
+    return Bucket(first, tokens, len(lengths), longest, slots)
+
+
+AttentionInterface.register(NAME, packed_attention)

@@ -1,0 +1,109 @@
+"""Finished steps -> weight versions: a snapshot at once, its publication while the next step waits and trains."""
+
+import asyncio
+from collections.abc import Iterable
+from typing import Any, Protocol
+
+import torch
+
+from services.trainer.backend import Backend
+from services.trainer.compute_thread import ComputeThread
+from services.trainer.evaluation_gate import EvaluationGate
+from shared.scripts import Ledger
+from shared.tasks import end
+
+
+class Publisher(Protocol):
+    """The part of WeightPublisher that this file uses."""
+
+    def stage(self, version: int, step: int, named_tensors: Iterable[tuple[str, torch.Tensor]]) -> Any: ...
+
+    async def publish(self, staged: Any) -> Any: ...
+
+
+class Versions(Protocol):
+    """Where the loop leaves the weights of a finished step."""
+
+    async def offer(self, version: int) -> None:
+        """Take the weights as they are now; returns before they are published."""
+        ...
+
+    async def settle(self) -> None:
+        """Wait until everything offered is published."""
+        ...
+
+    def check(self) -> None:
+        """Raise what a publication in the background raised."""
+        ...
+
+    async def close(self, grace_s: float = 0) -> None:
+        """Give what is in flight this many seconds, then drop it."""
+        ...
+
+
+class PublishedVersions:
+    """Versions for engines: one publication in flight, the next one waits for it."""
+
+    def __init__(
+        self, publisher: Publisher, backend: Backend, compute: ComputeThread, gate: EvaluationGate, first: int
+    ) -> None:
+        """`first`: the version that engines were told of last; older ones, trained again, are not for them."""
+        self._publisher, self._backend, self._compute, self._gate, self._first = (
+            publisher,
+            backend,
+            compute,
+            gate,
+            first,
+        )
+        self._in_flight: asyncio.Task[None] | None = None
+
+    async def offer(self, version: int) -> None:
+        """See Versions."""
+        if version < self._first:
+            return
+        await self.settle()
+        staged = await self._compute.run(self._stage, version)
+        self._in_flight = asyncio.create_task(self._publish(version, staged))
+
+    async def settle(self) -> None:
+        """See Versions."""
+        if self._in_flight is not None:
+            await self._in_flight
+
+    def check(self) -> None:
+        """See Versions."""
+        if self._in_flight is not None and self._in_flight.done():
+            self._in_flight.result()
+
+    async def close(self, grace_s: float = 0) -> None:
+        """See Versions."""
+        if self._in_flight is not None:
+            await asyncio.wait([self._in_flight], timeout=grace_s)
+            await end(self._in_flight)
+
+    def _stage(self, version: int) -> Any:
+        return self._publisher.stage(version, version, self._backend.named_tensors())
+
+    async def _publish(self, version: int, staged: Any) -> None:
+        await self._gate.wait(version - 1)
+        await self._publisher.publish(staged)
+
+
+class CountedVersions:
+    """Versions of a run without engines: a counter, which lets the feeder release the next rows."""
+
+    def __init__(self, ledger: Ledger) -> None:
+        self._ledger = ledger
+
+    async def offer(self, version: int) -> None:
+        """See Versions."""
+        await self._ledger.advance("weight_version", version)
+
+    async def settle(self) -> None:
+        """See Versions."""
+
+    def check(self) -> None:
+        """See Versions."""
+
+    async def close(self, grace_s: float = 0) -> None:
+        """See Versions."""

@@ -1,0 +1,166 @@
+"""A step's parameters -> a weight version that every engine has taken and proven, while training goes on."""
+
+import asyncio
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+import torch
+from redis.asyncio import Redis
+
+from services.trainer.broadcast_version import Broadcaster, Outcome, Proofs
+from services.trainer.rendezvous import in_thread
+from services.trainer.stage_weights import Stage, Staged
+from services.trainer.weight_buckets import WeightBuckets, checksum, engine_checksums
+from shared.logs import Log
+from shared.messages import Event
+from shared.redis_connection import UNREACHABLE
+from shared.scripts import Ledger
+from shared.streams import Stream
+from shared.topology import EVENTS, Keys
+
+MIB = 2**20
+ROUNDS = 2
+"""An engine that dies takes the broadcast with it; the others get the version in a second round, at once."""
+JOINER_POLL_S = 0.25
+JOINER_RETRY_S = (1.0, 30.0)
+"""Shortest and longest pause between two tries to bring an engine up to date."""
+
+
+@dataclass(frozen=True, slots=True)
+class Deadlines:
+    """How long publishing waits for engines, in seconds."""
+
+    enrol_s: float = 30
+    """For all engines that are up to answer an announcement."""
+    update_s: float = 120
+    """From the first byte until every engine has proven the version."""
+    first_engine_s: float = 3600
+    """For a first engine to come up at all, before version 0."""
+
+
+@dataclass(frozen=True, slots=True)
+class PublishReport:
+    """What became of one version."""
+
+    version: int
+    checksum: str
+    nbytes: int
+    done: tuple[str, ...]
+    """Engines that have proven the version."""
+    failed: dict[str, str]
+    """Engine -> why it does not have it."""
+    unverified: tuple[str, ...]
+    """Those of `done` of which some or all tensors could not be verified."""
+    seconds: dict[str, float] = field(default_factory=dict[str, float])
+    """By phase: hash, enrol, connect, broadcast, prove, total; those of the last round."""
+
+
+class WeightPublisher:
+    """Publishes the versions of one run, one after the other."""
+
+    def __init__(
+        self, redis: Redis, run: str, host: str, log: Log, bucket_mib: int = 512, deadlines: Deadlines | None = None
+    ) -> None:
+        """`host` is the address by which engines reach this process."""
+        self._run, self._log, self._deadlines = run, log, deadlines or Deadlines()
+        self._stage = Stage(bucket_mib * MIB)
+        self._broadcaster = Broadcaster(redis, run, host, self._deadlines.enrol_s, self._deadlines.update_s, log)
+        self._ledger = Ledger(redis, Keys(run))
+        self._events: Stream[Event] = Stream(redis, run, EVENTS)
+        self._lock = asyncio.Lock()
+        self._newest: tuple[Staged, Proofs] | None = None
+
+    def stage(self, version: int, step: int, named_tensors: Iterable[tuple[str, torch.Tensor]]) -> Staged:
+        """Copy the parameters (Hugging Face names and shapes); when it returns, training may change them.
+
+        There are at most two copies: the newest, and the one that engines are being given. A snapshot that was
+        not published yet is replaced.
+        """
+        return self._stage.stage(version, step, named_tensors)
+
+    async def publish(self, staged: Staged) -> PublishReport:
+        """Announce a version, send it to all engines that are up, and wait for their proofs or the deadline.
+
+        Version 0 waits for a first engine. Later ones do not: whoever comes up gets the newest by `serve_joiners`.
+        """
+        started = time.monotonic()
+        async with self._lock:
+            self._stage.publish(staged)
+            proofs = await in_thread(lambda: _prove(staged.buckets))
+            hashed_s = time.monotonic() - started
+            self._newest = (staged, proofs)
+            if staged.version == 0:
+                await self._first_engine()
+            outcome = await self._send(staged, proofs, ROUNDS)
+        await self._ledger.advance("weight_version", staged.version)
+        seconds = {"hash": hashed_s, **outcome.seconds, "total": time.monotonic() - started}
+        report = _report(staged, proofs, outcome, seconds)
+        self._log_report("weights_published", report)
+        return report
+
+    async def serve_joiners(self) -> None:
+        """Bring engines that came up late, or failed, to the newest version; until cancelled."""
+        pause_s = JOINER_RETRY_S[0]
+        while True:
+            await asyncio.sleep(JOINER_POLL_S)
+            try:
+                failed = await self._serve_joiners_once()
+            except UNREACHABLE as error:
+                self._log.warning("redis_unreachable", run=self._run, error=str(error))
+                continue
+            if failed:
+                await asyncio.sleep(pause_s)
+            pause_s = min(2 * pause_s, JOINER_RETRY_S[1]) if failed else JOINER_RETRY_S[0]
+
+    async def close(self) -> None:
+        """Break up the group with the engines."""
+        self._broadcaster.drop_group()
+
+    async def _serve_joiners_once(self) -> bool:
+        """True if an engine could not be brought up to date."""
+        if self._newest is None or self._lock.locked():
+            return False
+        staged, proofs = self._newest
+        if not await self._broadcaster.engines.lacking(staged.version, proofs.checksum):
+            return False
+        async with self._lock:
+            staged, proofs = self._newest
+            outcome = await self._send(staged, proofs, 1)
+        self._log_report("joiners_served", _report(staged, proofs, outcome, outcome.seconds))
+        return bool(outcome.failed)
+
+    async def _send(self, staged: Staged, proofs: Proofs, rounds: int) -> Outcome:
+        until = time.monotonic() + self._deadlines.update_s
+        outcome = await self._broadcaster.round(staged, proofs)
+        while outcome.failed and rounds > 1 and time.monotonic() < until:
+            rounds -= 1
+            outcome = await self._broadcaster.round(staged, proofs)
+        for name, reason in outcome.failed.items():
+            detail = {"version": staged.version, "engine": name, "reason": reason}
+            await self._events.publish(Event(time.time(), "trainer", "weights_failed", detail))
+        return outcome
+
+    async def _first_engine(self) -> None:
+        until = time.monotonic() + self._deadlines.first_engine_s
+        while not await self._broadcaster.engines.up():
+            if time.monotonic() > until:
+                self._log.warning("no_engine", run=self._run, waited_s=self._deadlines.first_engine_s)
+                return
+            await asyncio.sleep(JOINER_POLL_S)
+
+    def _log_report(self, event: str, report: PublishReport) -> None:
+        counts = {"done": len(report.done), "failed": len(report.failed), "unverified": len(report.unverified)}
+        phases = {f"{phase}_s": value for phase, value in report.seconds.items()}
+        self._log.info(event, run=self._run, version=report.version, **counts, **phases)
+
+
+def _prove(buckets: WeightBuckets) -> Proofs:
+    return Proofs(checksum(buckets.tensors), engine_checksums(buckets.tensors))
+
+
+def _report(staged: Staged, proofs: Proofs, outcome: Outcome, seconds: dict[str, float]) -> PublishReport:
+    unverified = tuple(name for name, part in outcome.done.items() if part.unverified)
+    size = staged.buckets.nbytes
+    done = tuple(outcome.done)
+    return PublishReport(staged.version, proofs.checksum, size, done, outcome.failed, unverified, seconds)

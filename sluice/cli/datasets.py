@@ -1,0 +1,105 @@
+"""`sluice dataset ...`: files pushed to the gateway, listed, shown and deleted."""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Group
+from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
+
+from shared.errors import SluiceError
+from sluice.answers import Dataset
+from sluice.cli.options import AsJson, Config, client_of
+from sluice.cli.output import ERRORS, clock, note, print_json, show, size, table
+from sluice.client import Client, GatewayError
+
+app = typer.Typer(help="Datasets: rows of prompts with labels.", no_args_is_help=True)
+
+CONFLICT = 409
+PROBE = ".replacement"
+"""Suffix of the name under which a replacement is tried before the old dataset goes."""
+
+
+@app.command("push")
+def push(  # noqa: PLR0913, PLR0917 one parameter is one option of the command
+    file: Annotated[Path, typer.Argument(help="JSONL or Parquet file with one row a prompt.")],
+    name: Annotated[str | None, typer.Option("--name", help="Name of the dataset; the file's, if not given.")] = None,
+    format: Annotated[str | None, typer.Option("--format", help="jsonl or parquet; by the file's name.")] = None,
+    prompt_key: Annotated[str, typer.Option(help="Field with the prompt: text, or chat messages.")] = "prompt",
+    label_key: Annotated[str, typer.Option(help="Field with the right answer.")] = "label",
+    metadata_key: Annotated[str, typer.Option(help="Field with anything else a reward needs.")] = "metadata",
+    replace: Annotated[bool, typer.Option("--replace", help="Delete the dataset of that name first.")] = False,
+    config: Config = None,
+    as_json: AsJson = False,
+) -> None:
+    """Upload a file. A malformed row stores nothing and is told by its line."""
+    if not file.is_file():
+        raise SluiceError(f"{file} is not a file; give a JSONL or Parquet file")
+    keys = {"prompt_key": prompt_key, "label_key": label_key, "metadata_key": metadata_key}
+    parameters = {**keys, "format": format} if format else keys
+    wanted = name or file.name.partition(".")[0]
+    with client_of(config) as client:
+        if replace and wanted in {dataset.name for dataset in client.datasets()}:
+            _upload(client, wanted + PROBE, file, parameters)
+            client.delete_dataset(wanted + PROBE)
+            client.delete_dataset(wanted)
+        dataset = _upload(client, wanted, file, parameters)
+    if as_json:
+        print_json(dataset)
+    else:
+        note(f"[green]pushed[/] {dataset.name}: {dataset.rows} rows, {size(dataset.bytes)}")
+
+
+def _upload(client: Client, name: str, file: Path, parameters: dict[str, str]) -> Dataset:
+    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
+    with Progress(*columns, console=ERRORS, transient=True) as bar:
+        task = bar.add_task(f"pushing {file.name}", total=file.stat().st_size)
+        try:
+            return client.push_dataset(name, file, lambda count: bar.advance(task, count), **parameters)
+        except GatewayError as error:
+            if error.status == CONFLICT:
+                raise SluiceError(f"{error}; choose another --name, or --replace it") from error
+            raise
+
+
+@app.command("list")
+def list_(config: Config = None, as_json: AsJson = False) -> None:
+    """List the datasets."""
+    with client_of(config) as client:
+        found = client.datasets()
+    rows = [(d.name, d.rows, size(d.bytes), d.format, clock(d.created)) for d in found]
+    view = table(("dataset", "rows", "size", "format", "created"), rows)
+    show(as_json, {"datasets": found}, view if found else "no datasets; push one with `sluice dataset push FILE`")
+
+
+@app.command("show")
+def show_(
+    name: str,
+    offset: Annotated[int, typer.Option(min=0, help="First row to show.")] = 0,
+    limit: Annotated[int, typer.Option(min=1, help="Rows to show.")] = 5,
+    config: Config = None,
+    as_json: AsJson = False,
+) -> None:
+    """Show a dataset and some of its rows."""
+    with client_of(config) as client:
+        dataset, rows = client.dataset(name), client.rows(name, offset, limit)
+    head = f"{dataset.name}: {dataset.rows} rows, {size(dataset.bytes)}, {dataset.format}, sha256 {dataset.sha256}"
+    body = table(("row", "prompt", "label"), [(r["row"], _text(r["prompt"]), r["label"]) for r in rows])
+    show(as_json, {**dataset.model_dump(mode="json"), "preview": rows}, Group(head, "", body))
+
+
+@app.command("delete")
+def delete(name: str, config: Config = None, as_json: AsJson = False) -> None:
+    """Delete a dataset that no live run uses."""
+    with client_of(config) as client:
+        client.delete_dataset(name)
+    if as_json:
+        print_json({"deleted": name})
+    else:
+        note(f"deleted {name}")
+
+
+def _text(prompt: Any) -> str:
+    if isinstance(prompt, list):
+        return "\n".join(f"{turn.get('role')}: {turn.get('content')}" for turn in prompt)
+    return str(prompt)

@@ -1,0 +1,157 @@
+"""A run that is under way -> a live table, one line a step, or one JSON object a line, until it runs or has ended."""
+
+import contextlib
+import time
+from collections.abc import Callable, Generator
+from typing import Any, Protocol, TypeVar
+
+from rich.console import Group
+from rich.live import Live
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+
+from shared.errors import SluiceError
+from sluice.answers import Evaluation, Run, Step
+from sluice.cli.output import ERRORS, OUT, print_json, table
+from sluice.client import Client, GatewayUnreachable
+
+T = TypeVar("T")
+
+POLL_S = 0.5
+GATEWAY_PATIENCE_S = 60.0
+"""How long the gateway may be away, as while it restarts, before watching ends."""
+LIVE_ROWS = 15
+COLUMNS = ("step", "reward", "accuracy", "loss", "tokens/s", "version", "staleness", "seconds")
+
+
+class View(Protocol):
+    """Where the progress of a run is shown."""
+
+    def update(self, run: Run, new_steps: list[Step], new_evaluations: list[Evaluation]) -> None: ...
+
+
+def follow_start(client: Client, run: str) -> Run:
+    """Wait until the run is running; SluiceError with the reason if it fails."""
+    with ERRORS.status(f"{run}: queued") as spinner:
+        while True:
+            record = _patiently(lambda: client.run(run))
+            if record.state == "failed":
+                raise SluiceError(f"run {run} failed: {record.reason}")
+            if record.state not in ("queued", "starting"):
+                return record
+            ready = f"; ready: {', '.join(record.services)}" if record.services else ""
+            spinner.update(f"{run}: {record.state}{ready}")
+            time.sleep(POLL_S)
+
+
+def follow_to_end(client: Client, run: str, as_json: bool) -> Run:
+    """Show the run's progress until it has ended, and return how it ended."""
+    with _view(as_json) as view:
+        after, seen = 0, set[tuple[int, str]]()
+        while True:
+            record = _patiently(lambda: client.run(run))
+            steps = _patiently(lambda after=after: client.steps(run, after))
+            fresh = [e for e in record.evaluations if e.complete and (e.version, e.dataset) not in seen]
+            view.update(record, steps, fresh)
+            after = steps[-1].step if steps else after
+            seen |= {(e.version, e.dataset) for e in fresh}
+            if record.has_ended:
+                return record
+            time.sleep(POLL_S)
+
+
+class JsonLines:
+    """Every step and evaluation as one JSON object a line; the run, where its state changes."""
+
+    def __init__(self) -> None:
+        self._state = ""
+
+    def update(self, run: Run, new_steps: list[Step], new_evaluations: list[Evaluation]) -> None:
+        for step in new_steps:
+            print_json({"type": "step", **step.model_dump(mode="json")}, indent=None)
+        for evaluation in new_evaluations:
+            print_json({"type": "evaluation", **evaluation.model_dump(mode="json")}, indent=None)
+        if run.state != self._state:
+            self._state = run.state
+            print_json({"type": "run", **run.model_dump(mode="json", exclude={"settings"})}, indent=None)
+
+
+class Lines:
+    """One line a step, for a pipe or a log file."""
+
+    def __init__(self) -> None:
+        self._accuracy: float | None = None
+
+    def update(self, run: Run, new_steps: list[Step], new_evaluations: list[Evaluation]) -> None:
+        for evaluation in new_evaluations:
+            self._accuracy = evaluation.reward_mean
+            OUT.print(
+                f"evaluation of version {evaluation.version} on {evaluation.dataset}: {evaluation.reward_mean:.4f}"
+            )
+        for step in new_steps:
+            cells = zip(COLUMNS, row(step, self._accuracy), strict=True)
+            OUT.print("  ".join(f"{name} {_short(value)}" for name, value in cells if value is not None))
+
+
+class LiveTable:
+    """The last steps in a table that is drawn anew, under a progress bar."""
+
+    def __init__(self, live: Live) -> None:
+        self._live = live
+        self._rows: list[tuple[Any, ...]] = []
+        self._accuracy: dict[int, float] = {}
+
+    def update(self, run: Run, new_steps: list[Step], new_evaluations: list[Evaluation]) -> None:
+        self._accuracy |= {evaluation.version: evaluation.reward_mean for evaluation in new_evaluations}
+        self._rows += [row(step, self._accuracy.get(step.weight_version)) for step in new_steps]
+        self._rows = self._rows[-LIVE_ROWS:]
+        self._live.update(Group(self._head(run), "", table(COLUMNS, self._rows)))
+
+    def _head(self, run: Run) -> Table:
+        head = Table.grid(padding=(0, 2))
+        accuracy = f"accuracy {self._accuracy[max(self._accuracy)]:.3f}" if self._accuracy else ""
+        bar = ProgressBar(total=run.steps, completed=run.step, width=30)
+        head.add_row(f"[bold]{run.run}[/]", run.state, bar, f"{run.step}/{run.steps}", accuracy)
+        return head
+
+
+def row(step: Step, accuracy: float | None) -> tuple[Any, ...]:
+    """The cells of one step, in the order of COLUMNS; None where a run of this kind has no such number."""
+    m = step.metrics
+    return (
+        step.step,
+        m.get("reward_mean"),
+        accuracy,
+        m.get("loss"),
+        m.get("tokens_per_second"),
+        step.weight_version,
+        m.get("staleness_max"),
+        m.get("seconds_total"),
+    )
+
+
+@contextlib.contextmanager
+def _view(as_json: bool) -> Generator[View]:
+    if as_json:
+        yield JsonLines()
+    elif OUT.is_terminal:
+        with Live(console=OUT, refresh_per_second=4) as live:
+            yield LiveTable(live)
+    else:
+        yield Lines()
+
+
+def _patiently(ask: Callable[[], T]) -> T:
+    """Ask again while the gateway is away, for GATEWAY_PATIENCE_S seconds."""
+    until = time.monotonic() + GATEWAY_PATIENCE_S
+    while True:
+        try:
+            return ask()
+        except GatewayUnreachable:
+            if time.monotonic() > until:
+                raise
+            time.sleep(POLL_S)
+
+
+def _short(value: Any) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)

@@ -1,0 +1,173 @@
+"""Method calls -> requests to the gateway's REST API, with answers as typed objects and errors as sentences."""
+
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+import httpx
+
+from shared.errors import SluiceError
+from sluice.answers import Dataset, Run, Sample, Step, StreamEvent
+
+CHUNK_BYTES = 256 * 1024
+UPLOAD_DEADLINE_S = 600.0
+"""Longest wait for one piece of an upload to go through, and for the verdict on it."""
+
+
+class GatewayUnreachable(SluiceError):
+    """Nothing answers at the gateway's address."""
+
+
+class GatewayError(SluiceError):
+    """The gateway refused a request; `status` is its HTTP status, `details` what it lists, such as lines of a file."""
+
+    def __init__(self, message: str, status: int, details: list[Any]) -> None:
+        super().__init__(message)
+        self.status, self.details = status, details
+
+
+class Client:
+    """The REST API of one gateway. Not for several threads at once."""
+
+    def __init__(self, url: str, api_key: str, timeout_s: float = 30.0) -> None:
+        self.url = url.rstrip("/")
+        headers = {"authorization": f"Bearer {api_key}"}
+        self._http = httpx.Client(base_url=self.url, headers=headers, timeout=timeout_s, trust_env=False)
+
+    def __enter__(self) -> "Client":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        self._http.close()
+
+    def status(self) -> dict[str, Any]:
+        """The active run, services, router and Redis."""
+        return self._get("/v1/status")
+
+    def datasets(self) -> list[Dataset]:
+        return [Dataset.model_validate(one) for one in self._get("/v1/datasets")["datasets"]]
+
+    def dataset(self, name: str) -> Dataset:
+        return Dataset.model_validate(self._get(f"/v1/datasets/{_quoted(name)}"))
+
+    def rows(self, name: str, offset: int = 0, limit: int = 20) -> list[dict[str, Any]]:
+        """Rows of a dataset: row, prompt, label, metadata."""
+        return self._get(f"/v1/datasets/{_quoted(name)}/rows", offset=offset, limit=limit)["rows"]
+
+    def push_dataset(
+        self, name: str, file: Path, progress: Callable[[int], None] = lambda count: None, **parameters: str
+    ) -> Dataset:
+        """Upload a file in pieces; `progress` is told the bytes of each.
+
+        Args:
+            parameters: format ("jsonl" or "parquet"; by the file's name if not given), prompt_key, label_key,
+                metadata_key.
+
+        Raises:
+            GatewayError: 409 if the name is taken, 422 with the malformed lines; then nothing is stored.
+        """
+        parameters.setdefault("format", "parquet" if file.suffix == ".parquet" else "jsonl")
+        pieces = _pieces(file, progress)
+        path, deadline = f"/v1/datasets/{_quoted(name)}", UPLOAD_DEADLINE_S
+        return Dataset.model_validate(
+            self._ask("POST", path, params=parameters, content=pieces, timeout=deadline).json()
+        )
+
+    def delete_dataset(self, name: str) -> None:
+        self._ask("DELETE", f"/v1/datasets/{_quoted(name)}")
+
+    def start_run(self, settings: dict[str, Any]) -> Run:
+        """Create a run from a tree of settings, as a run file holds them."""
+        return Run.model_validate(self._ask("POST", "/v1/runs", json=settings).json())
+
+    def runs(self) -> list[Run]:
+        return [Run.model_validate(one) for one in self._get("/v1/runs")["runs"]]
+
+    def run(self, run: str) -> Run:
+        return Run.model_validate(self._get(f"/v1/runs/{_quoted(run)}"))
+
+    def stop_run(self, run: str) -> Run:
+        """Ask a run to stop after its step in hand; it saves a checkpoint first."""
+        return Run.model_validate(self._ask("POST", f"/v1/runs/{_quoted(run)}/stop").json())
+
+    def steps(self, run: str, after: int = 0, limit: int = 1000) -> list[Step]:
+        """Committed steps with a number above `after`."""
+        found = self._get(f"/v1/runs/{_quoted(run)}/steps", after=after, limit=limit)["steps"]
+        return [Step.model_validate(one) for one in found]
+
+    def samples(self, run: str, limit: int = 20, group_id: int | None = None) -> list[Sample]:
+        """Scored attempts that are still in Redis, newest groups first."""
+        wanted = {"limit": limit} if group_id is None else {"limit": limit, "group_id": group_id}
+        return [
+            Sample.model_validate(one) for one in self._get(f"/v1/runs/{_quoted(run)}/samples", **wanted)["samples"]
+        ]
+
+    def events(self, run: str, after_id: str = "", timeout_s: float = 60.0) -> Iterator[StreamEvent]:
+        """What happens to a run, as it happens; ends after the run ended. `after_id` resumes behind that event."""
+        headers = {"last-event-id": after_id} if after_id else {}
+        try:
+            with self._http.stream(
+                "GET", f"/v1/runs/{_quoted(run)}/events", headers=headers, timeout=timeout_s
+            ) as answer:
+                if answer.is_error:
+                    answer.read()
+                    raise _refusal(answer)
+                yield from _parse_events(answer.iter_lines())
+        except httpx.TransportError as error:
+            raise self._unreachable(error) from error
+
+    def _get(self, path: str, **params: Any) -> dict[str, Any]:
+        return self._ask("GET", path, params=params).json()
+
+    def _ask(self, method: str, path: str, **arguments: Any) -> httpx.Response:
+        try:
+            answer = self._http.request(method, path, **arguments)
+        except httpx.TransportError as error:
+            raise self._unreachable(error) from error
+        if answer.is_error:
+            raise _refusal(answer)
+        return answer
+
+    def _unreachable(self, error: httpx.TransportError) -> GatewayUnreachable:
+        if isinstance(error, httpx.ConnectError):
+            return GatewayUnreachable(f"no gateway answers at {self.url}; run `sluice up` first")
+        return GatewayUnreachable(f"the gateway at {self.url} broke off ({error or type(error).__name__}); try again")
+
+
+def _pieces(file: Path, progress: Callable[[int], None]) -> Iterator[bytes]:
+    with file.open("rb") as source:
+        while piece := source.read(CHUNK_BYTES):
+            yield piece
+            progress(len(piece))
+
+
+def _parse_events(lines: Iterator[str]) -> Iterator[StreamEvent]:
+    fields: dict[str, str] = {}
+    for line in lines:
+        name, _, value = line.partition(":")
+        if line and name:
+            fields[name] = fields.get(name, "") + value.removeprefix(" ")
+        elif not line and "data" in fields:
+            data = json.loads(fields["data"])
+            yield StreamEvent(event=fields.get("event", "message"), id=fields.get("id", ""), data=data)
+            fields = {}
+
+
+def _refusal(answer: httpx.Response) -> GatewayError:
+    try:
+        error: dict[str, Any] = answer.json()["error"]
+        message, details = str(error["message"]), list(error.get("details") or [])
+    except (ValueError, KeyError, TypeError):
+        message, details = f"the gateway answered {answer.status_code}: {answer.text[:200]}", []
+    if answer.status_code == httpx.codes.UNAUTHORIZED.value:
+        message = f"{message}; the key is in the file api_key of the deployment's home, or set SLUICE_GATEWAY__API_KEY"
+    return GatewayError(message, answer.status_code, details)
+
+
+def _quoted(name: str) -> str:
+    return quote(name, safe="")

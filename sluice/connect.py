@@ -1,0 +1,40 @@
+"""A deployment's settings -> a client of its gateway: the address and the key that `sluice up` left in its home."""
+
+from pathlib import Path
+
+from deploy.services import local_gateway_url
+from deploy.supervisor_state import read_state
+from shared.deployment import Deployment
+from shared.errors import SluiceError
+from sluice.client import Client
+
+
+def connect(deployment: Deployment, timeout_s: float = 30.0) -> Client:
+    """A client for the deployment; SluiceError if there is no key to be found."""
+    return Client(gateway_url(deployment), api_key(deployment), timeout_s)
+
+
+def gateway_url(deployment: Deployment) -> str:
+    """gateway.url if set, else where the supervisor of this home runs it, else host and port of the settings."""
+    state = None if deployment.gateway.url else read_state(deployment.paths.home)
+    return state.gateway_url if state is not None and state.alive else local_gateway_url(deployment)
+
+
+def key_file(deployment: Deployment) -> Path:
+    """Where the gateway keeps the key that it made on its first start."""
+    return deployment.paths.home / "api_key"
+
+
+def api_key(deployment: Deployment) -> str:
+    """The configured key, else the one in the home."""
+    if deployment.gateway.api_key:
+        return deployment.gateway.api_key
+    try:
+        return key_file(deployment).read_text("utf-8").strip()
+    except FileNotFoundError:
+        raise SluiceError(
+            f"Sluice was never started in {deployment.paths.home} (there is no {key_file(deployment)});"
+            " run `sluice up` first, or set SLUICE_GATEWAY__URL and SLUICE_GATEWAY__API_KEY"
+        ) from None
+    except OSError as error:
+        raise SluiceError(f"{key_file(deployment)} cannot be read ({error.strerror}); set gateway.api_key") from error

@@ -1,0 +1,141 @@
+"""`sluice demo`: a tiny model, from demonstrations through GRPO to a plot, on all the real services of this machine."""
+
+import shutil
+import subprocess
+import sys
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from shared.deployment import Deployment
+from shared.errors import SluiceError
+from shared.settings import from_assignments, merge, read_toml
+from sluice.answers import Run
+from sluice.cli.down import stop
+from sluice.cli.options import AsJson, deployment_of
+from sluice.cli.output import note, print_json
+from sluice.cli.up import start_detached
+from sluice.cli.watch import follow_start, follow_to_end
+from sluice.client import Client
+from sluice.connect import connect
+from sluice.demo.plot import plot_in_terminal, write_png
+from sluice.demo.rows import RowCounts, write_rows
+from sluice.demo.summary import HELD_OUT, summarise, write_summary
+
+RUN_FILES = Path(__file__).parents[2] / "examples" / "demo"
+MARK = ".sluice-demo"
+"""A folder with this file in it was made by the demo, and the next demo may replace it."""
+MODEL_DEADLINE_S = 120.0
+TERMS = 5
+COUNTS = RowCounts(demonstrations=40_000, prompts=8_000, held_out=256)
+WORKED_SHARE = 0.35
+
+
+@dataclass(slots=True)
+class Clock:
+    """Seconds by phase."""
+
+    seconds: dict[str, float] = field(default_factory=dict[str, float])
+    _begun: float = field(default_factory=time.monotonic)
+
+    def lap(self, phase: str) -> None:
+        now = time.monotonic()
+        self.seconds[phase], self._begun = round(now - self._begun, 1), now
+
+
+def demo(
+    home: Annotated[Path, typer.Option(help="Folder for everything that the demo makes.")] = Path("runs/demo"),
+    seed: Annotated[int, typer.Option(help="Seed of the model, the rows and the runs.")] = 0,
+    keep: Annotated[bool, typer.Option("--keep", help="Leave the services running at the end.")] = False,
+    assignments: Annotated[
+        list[str] | None, typer.Option("--set", help="A deployment setting, such as gateway.port=8400; repeatable.")
+    ] = None,
+    run_assignments: Annotated[
+        list[str] | None, typer.Option("--run-set", help="A setting of the GRPO run, such as trainer.steps=20.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Train a tiny model with SFT and GRPO on this machine: real engine, real streams, no GPU."""
+    clock = Clock()
+    _fresh_folder(home)
+    deployment = deployment_of(None, [*(assignments or []), f"paths.home={home}"])
+    note("[bold]1/5[/] a tiny Qwen3-architecture model and sums from reasoning-gym")
+    model = _make_model(home / "model", seed)
+    files = write_rows(home / "rows", seed, COUNTS, TERMS, WORKED_SHARE)
+    clock.lap("prepare")
+    note("[bold]2/5[/] start the services: Redis, router, gateway, engine, rollout, reward, trainer")
+    start_detached(deployment, home.absolute())
+    clock.lap("start")
+    try:
+        with connect(deployment) as client:
+            run = _train(client, model, files, seed, run_assignments or [], clock, as_json)
+            summary = summarise(run, client.steps(run.run, limit=10_000), clock.seconds, seed)
+    finally:
+        if not keep:
+            stop(home.absolute())
+    _report(home, deployment, run, summary, keep, as_json)
+
+
+def _train(  # noqa: PLR0913
+    client: Client, model: Path, files: dict[str, Path], seed: int, overrides: list[str], clock: Clock, as_json: bool
+) -> Run:
+    for name, file in (("demonstrations", files["sft"]), ("sums", files["train"]), (HELD_OUT, files["held_out"])):
+        client.push_dataset(name, file)
+    note("[bold]3/5[/] SFT: learn from demonstrations, most of which answer at once and some of which think first")
+    tree = merge(read_toml(RUN_FILES / "sft.toml"), {"seed": seed, "model": {"path": str(model.absolute())}})
+    sft = _run_to_end(client, tree, as_json)
+    clock.lap("sft")
+    note("[bold]4/5[/] GRPO: only right answers are rewarded")
+    export = model.parent.absolute() / "runs" / sft.run / "export"
+    ours = {"seed": seed, "model": {"path": str(export)}}
+    run = _run_to_end(client, merge(read_toml(RUN_FILES / "grpo.toml"), ours, from_assignments(overrides)), as_json)
+    clock.lap("grpo")
+    return run
+
+
+def _run_to_end(client: Client, tree: dict[str, Any], as_json: bool) -> Run:
+    name = client.start_run(tree).run
+    follow_start(client, name)
+    run = follow_to_end(client, name, as_json)
+    if run.state != "finished":
+        raise SluiceError(f"run {name} ended as {run.state}: {run.reason}")
+    return run
+
+
+def _fresh_folder(home: Path) -> None:
+    if home.exists() and any(home.iterdir()):
+        if not (home / MARK).exists():
+            raise SluiceError(f"{home} holds something that the demo did not make; choose another folder with --home")
+        stop(home.absolute())
+        shutil.rmtree(home)
+    home.mkdir(parents=True, exist_ok=True)
+    (home / MARK).touch()
+
+
+def _make_model(folder: Path, seed: int) -> Path:
+    command = [sys.executable, "-m", "services.trainer.tiny_model", str(folder), "--seed", str(seed)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=MODEL_DEADLINE_S, check=False)
+    if done.returncode:
+        raise SluiceError(f"the tiny model could not be made: {done.stderr.strip().splitlines()[-1]}")
+    return folder
+
+
+def _report(  # noqa: PLR0913
+    home: Path, deployment: Deployment, run: Run, summary: dict[str, Any], keep: bool, as_json: bool
+) -> None:
+    export = deployment.runs_folder / run.run / "export"
+    summary = {**summary, "export": str(export)}
+    file, picture = write_summary(home, summary), write_png(summary, home / "reward.png")
+    if as_json:
+        print_json(summary)
+        return
+    sys.stdout.write(plot_in_terminal(summary) + "\n")
+    before, after = summary["accuracy_before_rl"], summary["accuracy_after_rl"]
+    note(f"[bold]5/5[/] held-out accuracy: {before:.3f} before GRPO, [bold green]{after:.3f}[/] after")
+    note(f"numbers {file}, plot {picture}")
+    note(f"the model is in {export}; ask it with: sluice chat {export}")
+    if keep:
+        note(f"the services still run; stop them with: sluice down --set paths.home={home}")

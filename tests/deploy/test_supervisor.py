@@ -1,0 +1,200 @@
+"""The supervisor against small real processes: order, restarts, giving up, stopping, being killed."""
+
+import asyncio
+import contextlib
+import json
+import os
+import signal
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from deploy import keep_running
+from deploy.probe import is_healthy
+from deploy.process import birth
+from deploy.services import PortUse, Service
+from deploy.stop_leftovers import stop_leftovers
+from deploy.supervisor import Supervisor
+from deploy.supervisor_state import SupervisorState, only_one, read_state
+from shared.deployment import Deployment, PathSettings
+from shared.errors import SluiceError
+from tests.conftest import free_port
+
+ROOT = Path(__file__).parents[2]
+FAKE = Path(__file__).with_name("fake_service.py")
+
+
+def service(
+    name: str, *options: str, needs: tuple[str, ...] = (), grace_s: float = 5, deadline_s: float = 20
+) -> Service:
+    port = free_port()
+    return Service(
+        name,
+        (sys.executable, str(FAKE), str(port), *options),
+        f"http://127.0.0.1:{port}/healthz",
+        (PortUse(f"{name}.port", "127.0.0.1", port),),
+        needs,
+        start_deadline_s=deadline_s,
+        stop_grace_s=grace_s,
+    )
+
+
+class Running:
+    """A supervisor in this event loop."""
+
+    def __init__(self, home: Path, services: list[Service]) -> None:
+        deployment = Deployment(paths=PathSettings(home=home))
+        self.home, self.stopping, self.ready, self.seen = home, asyncio.Event(), asyncio.Event(), []
+        self.supervisor = Supervisor(deployment, home, services, self.seen.append)
+        self.task = asyncio.create_task(self.supervisor.run(self.stopping, self.ready.set))
+
+    async def until_ready(self) -> None:
+        ready = asyncio.create_task(self.ready.wait())
+        await asyncio.wait({ready, self.task}, timeout=20, return_when=asyncio.FIRST_COMPLETED)
+        assert self.ready.is_set(), self.task.done() and self.task.exception()
+
+    async def stop(self) -> None:
+        self.stopping.set()
+        await asyncio.wait_for(self.task, 20)
+
+    @property
+    def state(self) -> SupervisorState:
+        state = read_state(self.home)
+        assert state is not None
+        return state
+
+
+async def until(condition: Callable[[], bool], deadline_s: float = 20) -> None:
+    async with asyncio.timeout(deadline_s):
+        while not condition():
+            await asyncio.sleep(0.02)
+
+
+async def test_services_start_after_those_they_need_and_stop_before_them(tmp_path: Path) -> None:
+    note = tmp_path / "note"
+    first = service("first", "--note", str(note))
+    second = service("second", "--note", str(note), needs=("first",))
+    running = Running(tmp_path, [first, second])
+    await running.until_ready()
+    assert running.state.phase == "running"
+    await running.stop()
+    ports = [use.port for s in (first, second) for use in s.ports]
+    assert note.read_text().splitlines() == [
+        f"start {ports[0]}",
+        f"start {ports[1]}",
+        f"stop {ports[1]}",
+        f"stop {ports[0]}",
+    ]
+    assert running.state.phase == "stopped"
+    assert running.state.leftovers() == {}
+
+
+async def test_a_service_that_is_killed_comes_back_and_the_reason_is_told(tmp_path: Path) -> None:
+    running = Running(tmp_path, [service("worker")])
+    await running.until_ready()
+    pid = running.state.services["worker"]["pid"]
+    os.kill(pid, signal.SIGKILL)
+    await until(lambda: running.state.services["worker"]["restarts"] == 1)
+    await until(lambda: running.state.services["worker"]["phase"] == "healthy")
+    assert running.state.services["worker"]["pid"] != pid
+    assert "was killed by signal 9" in [condition.reason for condition in running.seen]
+    await running.stop()
+
+
+async def test_a_service_that_cannot_start_stops_everything_with_its_last_lines(tmp_path: Path) -> None:
+    running = Running(tmp_path, [service("good"), service("bad", "--die-at-once", "no model at /models/tiny")])
+    with pytest.raises(
+        SluiceError, match=r"bad cannot start: it ended with exit code 1(.|\n)*no model at /models/tiny"
+    ):
+        await asyncio.wait_for(running.task, 20)
+    assert running.state.phase == "failed"
+    assert "no model at /models/tiny" in running.state.failure
+    assert running.state.leftovers() == {}
+
+
+async def test_a_service_that_is_never_healthy_is_given_up_at_its_deadline(tmp_path: Path) -> None:
+    silent = Service("silent", (sys.executable, "-c", "import time; time.sleep(60)"), "http://127.0.0.1:9/healthz", ())
+    slow = Service(silent.name, silent.command, silent.health, (), start_deadline_s=0.5, stop_grace_s=1)
+    running = Running(tmp_path, [slow])
+    with pytest.raises(SluiceError, match=r"silent gave no healthy answer at http://127.0.0.1:9/healthz"):
+        await asyncio.wait_for(running.task, 20)
+
+
+async def test_a_service_that_keeps_dying_is_given_up_and_the_others_go_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(keep_running, "BACK_OFF_S", 0.01)
+    monkeypatch.setattr(keep_running, "MAX_DEATHS", 3)
+    running = Running(tmp_path, [service("steady"), service("mortal", "--die-after-s", "0.5")])
+    await running.until_ready()
+    await until(lambda: running.state.services["mortal"]["phase"] == "failed")
+    assert running.state.services["steady"]["phase"] == "healthy"
+    assert running.state.phase == "running"
+    assert "mortal died 3 times within 120 seconds: it ended with exit code 3" in capsys.readouterr().err
+    await running.stop()
+    assert running.state.services["mortal"]["phase"] == "failed"
+
+
+async def test_a_service_that_ignores_sigterm_is_killed_with_everything_it_started(tmp_path: Path) -> None:
+    child = tmp_path / "child"
+    running = Running(tmp_path, [service("stubborn", "--ignore-term", "--with-child", str(child), grace_s=0.2)])
+    await running.until_ready()
+    pid = int(child.read_text())
+    assert birth(pid)
+    await running.stop()
+    await until(lambda: not birth(pid))
+
+
+async def test_services_end_when_the_supervisor_is_killed_and_the_next_start_waits_for_them(tmp_path: Path) -> None:
+    port = free_port()
+    program = f"""
+import asyncio, sys
+from pathlib import Path
+from deploy.services import Service
+from deploy.supervisor import Supervisor
+from shared.deployment import Deployment
+one = Service("one", (sys.executable, {str(FAKE)!r}, "{port}"), "http://127.0.0.1:{port}/healthz", ())
+supervisor = Supervisor(Deployment(), Path({str(tmp_path)!r}), [one], lambda condition: None)
+asyncio.run(supervisor.run(asyncio.Event(), lambda: print("ready", flush=True)))
+"""
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "-c", program, stdout=asyncio.subprocess.PIPE, env={**os.environ, "PYTHONPATH": str(ROOT)}
+    )
+    assert process.stdout is not None
+    assert await asyncio.wait_for(process.stdout.readline(), 20) == b"ready\n"
+    state = read_state(tmp_path)
+    assert state is not None
+    assert state.alive
+    process.kill()
+    await process.wait()
+    pid = state.services["one"]["pid"]
+    await until(lambda: not birth(pid))
+    assert not state.alive
+    assert await stop_leftovers(tmp_path) == 0
+
+
+async def test_leftovers_that_ignore_sigterm_are_killed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("deploy.stop_leftovers.GRACE_S", 0.2)
+    port = free_port()
+    process = await asyncio.create_subprocess_exec(sys.executable, str(FAKE), str(port), "--ignore-term")
+    async with asyncio.timeout(20):
+        while not await is_healthy(f"http://127.0.0.1:{port}/healthz"):
+            await asyncio.sleep(0.02)
+    entry = {"phase": "healthy", "pid": process.pid, "born": birth(process.pid)}
+    state = SupervisorState(0, "", 0.0, "", {}, services={"one": entry})
+    (tmp_path / "supervisor.json").write_text(json.dumps({f: getattr(state, f) for f in SupervisorState.__slots__}))
+    assert await stop_leftovers(tmp_path) == 1
+    assert await asyncio.wait_for(process.wait(), 5) == -signal.SIGKILL
+
+
+def test_a_second_supervisor_in_the_same_home_is_refused_with_a_sentence(tmp_path: Path) -> None:
+    with (
+        only_one(tmp_path),
+        pytest.raises(SluiceError, match=r"runs already in .*; stop it with `sluice down`"),
+        only_one(tmp_path),
+    ):
+        pass
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(only_one(tmp_path))

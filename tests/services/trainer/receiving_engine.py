@@ -1,0 +1,101 @@
+"""An engine as the trainer sees it: answers announcements in Redis and receives the broadcasts, without SGLang."""
+
+import asyncio
+from dataclasses import dataclass, field, replace
+from datetime import timedelta
+from typing import Any
+
+import torch
+from redis.asyncio import Redis
+from torch import distributed
+
+from services.trainer.weight_buckets import WeightBuckets, checksum
+from shared.enrolment import Part, read_part, write_parts
+from shared.messages import WeightVersion
+from shared.runs import announce, withdraw
+from shared.streams import Stream
+from shared.topology import WEIGHTS, Keys
+
+c10d: Any = distributed
+
+
+@dataclass
+class ReceivingEngine:
+    redis: Redis
+    run: str
+    name: str
+    behaviour: str = "well"
+    """well; mute: never answers; refuses: says so after `go`; freezes: joins and never receives; dies: joins, goes."""
+    incarnation: str = "a"
+    group: str = ""
+    received: dict[int, dict[str, torch.Tensor]] = field(default_factory=dict)
+    groups_joined: list[str] = field(default_factory=list)
+    connection: Any = None
+
+    async def live(self) -> None:
+        stream, last = Stream[WeightVersion](self.redis, self.run, WEIGHTS), "0"
+        await announce(self.redis, self.run, f"engine-up/{self.name}")
+        try:
+            while True:
+                entries = await stream.read(last, block_s=0.05)
+                if entries:
+                    last, announced = entries[-1]
+                    if self.behaviour != "mute":
+                        await self._take_part(announced)
+        finally:
+            await withdraw(self.redis, self.run, f"engine-up/{self.name}")
+
+    async def _take_part(self, announced: WeightVersion) -> None:
+        part = Part("enrolled", announced.rendezvous.group_name, self.incarnation, 1, self.group)
+        held = self.received.get(announced.version)
+        if held is not None and checksum(held) == announced.checksum:
+            return await self._write(announced, replace(part, state="done", checksum=announced.checksum))
+        await self._write(announced, part)
+        go = await self._wait_for_go(announced)
+        if go is None:
+            return None
+        if self.behaviour == "refuses":
+            return await self._write(announced, replace(part, state="failed", reason="400: no"))
+        if go.group != self.group:
+            self.connection = await asyncio.to_thread(self._join, announced, go)
+            self.group = go.group
+            self.groups_joined.append(go.group)
+        if self.behaviour == "freezes":
+            await asyncio.sleep(3600)
+        if self.behaviour == "dies":
+            self.connection.abort()
+            raise asyncio.CancelledError
+        buckets = WeightBuckets(announced.buckets, torch.device("cpu"))
+        try:
+            await asyncio.to_thread(self._receive, buckets)
+        except RuntimeError as error:
+            self.group = ""
+            return await self._write(announced, replace(part, state="failed", reason=f"broken: {error}"))
+        self.received[announced.version] = buckets.tensors
+        await self._write(announced, replace(part, state="done", checksum=checksum(buckets.tensors)))
+
+    async def _wait_for_go(self, announced: WeightVersion) -> Part | None:
+        stream = Stream[WeightVersion](self.redis, self.run, WEIGHTS)
+        while (newest := await stream.newest()) is None or newest[1] == announced:
+            part = await read_part(self.redis, Keys(self.run), announced.version, self.name)
+            if part is not None and part.state == "go":
+                return part
+            await asyncio.sleep(0.002)
+        return None
+
+    def _join(self, announced: WeightVersion, go: Part) -> Any:
+        meeting = announced.rendezvous
+        store = c10d.TCPStore(meeting.host, meeting.port, go.world_size, False, timedelta(seconds=10))
+        for prefix in (go.group, f"{go.group}/", "cpu/"):
+            store = c10d.PrefixStore(prefix, store)
+        options = c10d.ProcessGroupGloo._Options()
+        options._timeout = timedelta(seconds=20)
+        options._devices = [c10d.ProcessGroupGloo.create_device(hostname="127.0.0.1")]
+        return c10d.ProcessGroupGloo(store, go.first_rank, go.world_size, options)
+
+    def _receive(self, buckets: WeightBuckets) -> None:
+        for flat in buckets.flat:
+            self.connection.broadcast(flat, 0).wait()
+
+    async def _write(self, announced: WeightVersion, part: Part) -> None:
+        await write_parts(self.redis, Keys(self.run), announced.version, {self.name: part})

@@ -1,0 +1,132 @@
+"""What feeds a trainer under test: scored groups in Redis, a run's settings, and a publisher that only takes notes."""
+
+import asyncio
+from collections.abc import Iterable
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from redis.asyncio import Redis
+
+from services.trainer.tiny_model import TinyShape, write_tiny_model
+from shared.deployment import Deployment
+from shared.logs import Log
+from shared.messages import Codec, GroupReady, Rollout
+from shared.run_settings import RunSettings
+from shared.runs import RunRecord, Runs
+from shared.scripts import Ledger
+from shared.service import Place, Serving
+from shared.settings import merge
+from shared.topology import Keys
+
+SMALL = TinyShape(hidden=32, layers=1, heads=2, kv_heads=1, intermediate=48, head_dim=16)
+GROUP_SIZE = 4
+
+
+def small_model(folder: Path) -> Path:
+    if not folder.exists():
+        write_tiny_model(folder, 0, SMALL)
+    return folder
+
+
+def run_settings(model: Path, kind: str = "rl", **sections: Any) -> RunSettings:
+    tree = {
+        "name": "r1",
+        "kind": kind,
+        "model": {"path": str(model)},
+        "data": {"datasets": [{"name": "sums"}]},
+        "rollout": {"group_size": GROUP_SIZE, "groups_per_step": 3},
+        "trainer": {"steps": 4, "learning_rate": 1e-3, "checkpoint_every": 2, "max_tokens_per_micro_batch": 64},
+    }
+    return RunSettings.model_validate(merge(tree, sections))
+
+
+async def start_run(redis: Redis, settings: RunSettings) -> RunRecord:
+    runs = Runs(redis)
+    await runs.create(settings)
+    await runs.activate_next()
+    await runs.move(settings.name, ("starting",), "running")
+    record = await runs.get(settings.name)
+    assert record is not None
+    return record
+
+
+def serving(redis: Redis, record: RunRecord, home: Path) -> Serving:
+    deployment = Deployment.model_validate({"paths": {"home": str(home)}})
+    return Serving(Place(deployment, redis, Log("trainer"), "trainer"), record, lambda: None)
+
+
+@cache
+def rollouts(group_id: int, kind: str = "rl") -> tuple[Rollout, ...]:
+    """The attempts of a group, the same ones every time."""
+    random = np.random.default_rng(group_id)
+    prompt = random.integers(0, 200, 5).astype(np.int32)
+    return tuple(_rollout(random, group_id, attempt, kind, prompt) for attempt in range(_size(kind)))
+
+
+async def feed(redis: Redis, run: str, group_ids: Iterable[int], kind: str = "rl") -> None:
+    """Store the groups' payloads and emit them, as the reward worker does."""
+    ledger, codec = Ledger(redis, Keys(run)), Codec[Rollout](Rollout)
+    for group_id in group_ids:
+        attempts = rollouts(group_id, kind)
+        for rollout in attempts:
+            await ledger.join(group_id, len(attempts), rollout.attempt, codec.encode(rollout))
+        lengths = [len(r.prompt_ids) + len(r.token_ids) for r in attempts]
+        rewards = [r.reward or 0.0 for r in attempts]
+        await ledger.emit(
+            GroupReady(group_id, attempts[0].kind, "sums", group_id, lengths, rewards, 0, 0), sum(lengths)
+        )
+
+
+class NotedVersions:
+    """Stands where engines are told of versions: keeps a copy of each and moves the counter."""
+
+    def __init__(self, serving: Serving) -> None:
+        self._ledger = Ledger(serving.redis, Keys(serving.run))
+        self.published: dict[int, dict[str, torch.Tensor]] = {}
+
+    def stage(self, version: int, step: int, named_tensors: Iterable[tuple[str, torch.Tensor]]) -> Any:
+        assert version == step
+        return version, {name: tensor.clone() for name, tensor in named_tensors}
+
+    async def publish(self, staged: Any) -> None:
+        version, tensors = staged
+        self.published[version] = tensors
+        await self._ledger.advance("weight_version", version)
+
+    async def serve_joiners(self) -> None:
+        await asyncio.get_running_loop().create_future()
+
+    async def close(self) -> None:
+        return
+
+
+def _size(kind: str) -> int:
+    return 1 if kind == "sft" else GROUP_SIZE
+
+
+def _rollout(random: np.random.Generator, group_id: int, attempt: int, kind: str, prompt: Any) -> Rollout:
+    length = int(random.integers(2, 9))
+    return Rollout(
+        group_id=group_id,
+        attempt=attempt,
+        group_size=_size(kind),
+        kind="sft" if kind == "sft" else "train",
+        dataset="sums",
+        row=group_id,
+        prompt="",
+        label=None,
+        metadata={},
+        prompt_ids=prompt,
+        token_ids=random.integers(0, 200, length).astype(np.int32),
+        logprobs=np.full(length, 0.0 if kind == "sft" else -5.0, np.float32),
+        loss_mask=[(1, length)],
+        weight_versions=[(0, length)],
+        finish_reason="stop",
+        text="",
+        worker="w",
+        seconds=0.1,
+        reward=0.0 if kind == "sft" else float(random.integers(0, 2)),
+    )

@@ -1,0 +1,200 @@
+"""The publisher against engines that behave, come late, are mute, refuse, freeze or die; real Redis and real gloo."""
+
+import asyncio
+import contextlib
+import time
+from collections.abc import AsyncIterator
+
+import pytest
+import torch
+from redis.asyncio import Redis
+
+from services.trainer.publish_weights import Deadlines, WeightPublisher
+from services.trainer.weight_buckets import checksum
+from shared.logs import Log
+from shared.messages import Event, WeightVersion
+from shared.scripts import Ledger
+from shared.streams import Stream
+from shared.tasks import end
+from shared.topology import EVENTS, WEIGHTS, Keys
+from tests.conftest import until
+from tests.services.trainer.receiving_engine import ReceivingEngine
+
+RUN = "r1"
+
+
+def weights(seed: int, rows: int = 300) -> list[tuple[str, torch.Tensor]]:
+    generator = torch.Generator().manual_seed(seed)
+    return [
+        ("model.embed_tokens.weight", torch.randn(rows, 16, generator=generator)),
+        ("model.norm.weight", torch.randn(16, generator=generator).bfloat16()),
+        ("model.layers.0.self_attn.q_proj.weight", torch.randn(16, 16, generator=generator)),
+    ]
+
+
+@pytest.fixture
+async def publisher(redis: Redis) -> AsyncIterator[WeightPublisher]:
+    made = publish_to(redis)
+    yield made
+    await made.close()
+
+
+def publish_to(redis: Redis, **deadlines: float) -> WeightPublisher:
+    waits = Deadlines(**{"enrol_s": 5, "update_s": 5, "first_engine_s": 5, **deadlines})
+    return WeightPublisher(redis, RUN, "127.0.0.1", Log("trainer"), bucket_mib=1, deadlines=waits)
+
+
+@contextlib.asynccontextmanager
+async def living(*engines: ReceivingEngine) -> AsyncIterator[None]:
+    tasks = [asyncio.create_task(engine.live()) for engine in engines]
+    try:
+        await until(lambda: _all_up(engines))
+        yield
+    finally:
+        await end(*tasks)
+
+
+async def _all_up(engines: tuple[ReceivingEngine, ...]) -> bool:
+    up = await engines[0].redis.zrange(Keys(RUN).alive, 0, -1)
+    return len(up) >= len(engines)
+
+
+async def test_every_engine_receives_the_staged_bytes_and_the_counter_advances(
+    redis: Redis, publisher: WeightPublisher
+) -> None:
+    one, two = ReceivingEngine(redis, RUN, "one"), ReceivingEngine(redis, RUN, "two")
+    async with living(one, two):
+        report = await publisher.publish(publisher.stage(0, 0, weights(0)))
+    assert report.done == ("one", "two")
+    assert checksum(one.received[0]) == checksum(two.received[0]) == report.checksum
+    for name, tensor in weights(0):
+        assert torch.equal(two.received[0][name], tensor)
+    assert (await Ledger(redis, Keys(RUN)).counters())["weight_version"] == 0
+
+
+async def test_training_on_after_staging_does_not_change_what_is_published(
+    redis: Redis, publisher: WeightPublisher
+) -> None:
+    engine, parameters = ReceivingEngine(redis, RUN, "one"), weights(3)
+    staged = publisher.stage(0, 0, parameters)
+    for _, tensor in parameters:
+        tensor.zero_()
+    async with living(engine):
+        await publisher.publish(staged)
+    assert torch.equal(engine.received[0]["model.embed_tokens.weight"], weights(3)[0][1])
+
+
+async def test_the_group_is_kept_while_the_membership_is_the_same_and_rebuilt_when_it_changes(
+    redis: Redis, publisher: WeightPublisher
+) -> None:
+    one, two = ReceivingEngine(redis, RUN, "one"), ReceivingEngine(redis, RUN, "two")
+    async with living(one):
+        for version in range(3):
+            await publisher.publish(publisher.stage(version, version, weights(version)))
+        assert len(one.groups_joined) == 1
+        async with living(two):
+            await until(lambda: _all_up((one, two)))
+            report = await publisher.publish(publisher.stage(3, 3, weights(3)))
+    assert report.done == ("one", "two")
+    assert len(one.groups_joined) == 2
+
+
+async def test_version_zero_waits_for_a_first_engine(redis: Redis, publisher: WeightPublisher) -> None:
+    publishing = asyncio.create_task(publisher.publish(publisher.stage(0, 0, weights(0))))
+    assert await Stream[WeightVersion](redis, RUN, WEIGHTS).read(block_s=0.2) == []
+    async with living(ReceivingEngine(redis, RUN, "late")):
+        assert (await publishing).done == ("late",)
+
+
+async def test_a_later_version_without_engines_is_finished_at_once_and_a_joiner_gets_it(
+    redis: Redis, publisher: WeightPublisher
+) -> None:
+    report = await publisher.publish(publisher.stage(7, 7, weights(7)))
+    assert (report.done, report.failed) == ((), {})
+    assert (await Ledger(redis, Keys(RUN)).counters())["weight_version"] == 7
+    joiners = asyncio.create_task(publisher.serve_joiners())
+    late = ReceivingEngine(redis, RUN, "late")
+    async with living(late):
+        await until(lambda: _has(late, 7))
+    await end(joiners)
+    assert checksum(late.received[7]) == report.checksum
+
+
+async def test_engines_that_hold_the_version_are_left_alone_while_a_joiner_gets_it(
+    redis: Redis, publisher: WeightPublisher
+) -> None:
+    first, late = ReceivingEngine(redis, RUN, "first"), ReceivingEngine(redis, RUN, "late")
+    joiners = asyncio.create_task(publisher.serve_joiners())
+    async with living(first):
+        await publisher.publish(publisher.stage(0, 0, weights(0)))
+        async with living(late):
+            await until(lambda: _has(late, 0))
+    await end(joiners)
+    assert len(first.groups_joined) == 1
+
+
+async def test_a_mute_engine_delays_the_others_by_the_enrolment_deadline_only(redis: Redis) -> None:
+    publisher = publish_to(redis, enrol_s=0.3)
+    good = ReceivingEngine(redis, RUN, "good")
+    async with living(good, ReceivingEngine(redis, RUN, "mute", "mute")):
+        started = time.monotonic()
+        report = await publisher.publish(publisher.stage(0, 0, weights(0)))
+    assert report.done == ("good",)
+    assert time.monotonic() - started < 2
+    await publisher.close()
+
+
+async def test_an_engine_that_refuses_does_not_keep_the_version_from_the_others(
+    redis: Redis, publisher: WeightPublisher
+) -> None:
+    good, bad = ReceivingEngine(redis, RUN, "good"), ReceivingEngine(redis, RUN, "bad")
+    async with living(good, bad):
+        await publisher.publish(publisher.stage(0, 0, weights(0)))
+        bad.behaviour = "refuses"
+        started = time.monotonic()
+        report = await publisher.publish(publisher.stage(1, 1, weights(1, rows=300)))
+        assert time.monotonic() - started < 6
+        assert "bad" in report.failed
+        bad.behaviour = "well"
+        joiners = asyncio.create_task(publisher.serve_joiners())
+        await until(lambda: _has(good, 1))
+        await until(lambda: _has(bad, 1))
+        await end(joiners)
+    events = [event.event for _, event in await Stream[Event](redis, RUN, EVENTS).read()]
+    assert "weights_failed" in events
+
+
+@pytest.mark.parametrize("behaviour", ["freezes", "dies"])
+async def test_an_engine_lost_in_the_middle_hangs_nobody_beyond_the_deadline(redis: Redis, behaviour: str) -> None:
+    publisher = publish_to(redis, update_s=1.0, enrol_s=1.0)
+    good, bad = ReceivingEngine(redis, RUN, "good"), ReceivingEngine(redis, RUN, "bad", behaviour)
+    large = weights(0, rows=200_000)
+    async with living(good, bad):
+        started = time.monotonic()
+        report = await publisher.publish(publisher.stage(0, 0, large))
+        assert time.monotonic() - started < 9
+        assert "bad" in report.failed
+        joiners = asyncio.create_task(publisher.serve_joiners())
+        await until(lambda: _has(good, 0))
+        await end(joiners)
+    await publisher.close()
+
+
+async def test_a_restarted_engine_is_another_member_and_gets_the_newest_version(
+    redis: Redis, publisher: WeightPublisher
+) -> None:
+    engine = ReceivingEngine(redis, RUN, "one")
+    async with living(engine):
+        await publisher.publish(publisher.stage(0, 0, weights(0)))
+    again = ReceivingEngine(redis, RUN, "one", incarnation="b")
+    joiners = asyncio.create_task(publisher.serve_joiners())
+    async with living(again):
+        await until(lambda: _has(again, 0))
+        report = await publisher.publish(publisher.stage(1, 1, weights(1)))
+    await end(joiners)
+    assert report.done == ("one",)
+    assert checksum(again.received[1]) == report.checksum
+
+
+async def _has(engine: ReceivingEngine, version: int) -> bool:
+    return version in engine.received
