@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import sys
 from urllib.parse import urlsplit
 
 import httpx
@@ -29,3 +30,7 @@ async def _answers_ping(url: str) -> bool:
             await client.ping()
             return True
     return False
+
+
+if __name__ == "__main__":
+    sys.exit(0 if asyncio.run(is_healthy(sys.argv[1])) else 1)

@@ -1,20 +1,17 @@
 # The image of gateway, router, rollout and reward: no torch, no GPU.
-# docker build --file deploy/docker/cpu.Dockerfile --tag sluice-cpu .
+#   docker build --file deploy/docker/cpu.Dockerfile --tag sluice-cpu .
 ARG PYTHON=3.11
 
 FROM python:${PYTHON}-slim AS build
 WORKDIR /sluice
 RUN python -m venv /opt/sluice
 ENV PATH=/opt/sluice/bin:$PATH PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_NO_CACHE_DIR=1
-# the extras first: they change less often than the source
-COPY pyproject.toml README.md requirements.lock ./
-COPY deploy/docker/pins_of_extras.py ./
-RUN python pins_of_extras.py gateway,reward,rollout,router > constraints.txt
+COPY pyproject.toml README.md LICENSE requirements.lock ./
 COPY shared shared
 COPY services services
 COPY sluice sluice
 COPY deploy deploy
-RUN pip install --constraint constraints.txt ".[gateway,reward,rollout,router]"
+RUN pip install --constraint requirements.lock ".[gateway,reward,rollout,router]"
 
 FROM python:${PYTHON}-slim
 COPY --from=build /opt/sluice /opt/sluice

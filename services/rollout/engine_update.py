@@ -45,7 +45,7 @@ class EngineUpdate:
         try:
             unverified = await self._load(announced, part)
         except EngineRefused:
-            await self._clean_up()
+            await self._clean_up(announced.rendezvous.backend)
             self.unfinished = False
             raise
         self.unfinished = False
@@ -101,7 +101,10 @@ class EngineUpdate:
         await asyncio.sleep(FLUSH_POLL_S)
         await self.calls.flush_cache()
 
-    async def _clean_up(self) -> None:
+    async def _clean_up(self, backend: str) -> None:
+        """Make another try possible, and generate meanwhile if the engine still holds one version as a whole."""
+        if backend == "gloo":
+            await self.calls.leave_group()  # its connections close, so that nobody waits for this engine
         with contextlib.suppress(EngineRefused):
             await self.calls.end_update()
         if not self.mixed:

@@ -112,9 +112,12 @@ class Broadcaster:
             await self.engines.start(staged.version, gathering, group.name)
         outcome.seconds["connect"] = (connected := time.monotonic()) - started
         sending = in_thread(lambda: group.broadcast(staged.buckets.flat))
-        sending.add_done_callback(
-            lambda _: outcome.seconds.setdefault("broadcast", time.monotonic() - connected),
-        )
+
+        def sent(future: "asyncio.Future[None]") -> None:
+            outcome.seconds.setdefault("broadcast", time.monotonic() - connected)
+            future.exception()  # looked at below where it matters; a broadcast may end after it was given up
+
+        sending.add_done_callback(sent)
         parts = await self._follow(sending, group, staged.version, announcement, gathering, until)
         outcome.seconds["prove"] = time.monotonic() - connected - outcome.seconds.get("broadcast", 0.0)
         for name in gathering.waiting:

@@ -79,7 +79,7 @@ def demo(
     _report(home, deployment, run, summary, keep, as_json)
 
 
-def _train(  # noqa: PLR0913
+def _train(
     client: Client, model: Path, files: dict[str, Path], seed: int, overrides: list[str], clock: Clock, as_json: bool
 ) -> Run:
     for name, file in (("demonstrations", files["sft"]), ("sums", files["train"]), (HELD_OUT, files["held_out"])):
@@ -123,7 +123,7 @@ def _make_model(folder: Path, seed: int) -> Path:
     return folder
 
 
-def _report(  # noqa: PLR0913
+def _report(
     home: Path, deployment: Deployment, run: Run, summary: dict[str, Any], keep: bool, as_json: bool
 ) -> None:
     export = deployment.runs_folder / run.run / "export"

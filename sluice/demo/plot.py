@@ -19,7 +19,7 @@ def plot_in_terminal(summary: dict[str, Any]) -> str:
     plotext.scatter([v for v, _ in accuracy], [a for _, a in accuracy], label="held-out accuracy", marker="O")
     plotext.ylim(0, 1)
     plotext.xlabel("step")
-    return str(plotext.build())
+    return str(plotext.uncolorize(plotext.build()))
 
 
 def write_png(summary: dict[str, Any], file: Path) -> Path:

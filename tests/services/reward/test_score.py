@@ -16,7 +16,7 @@ def test_numbers_and_dicts_with_a_score_are_scores() -> None:
 
 @pytest.mark.parametrize("given", [math.nan, math.inf, -math.inf, None, "1", [1.0], {}, {"score": math.nan}])
 def test_anything_else_is_an_error_and_no_reward(given: object) -> None:
-    with pytest.raises(ScoringFailed, match="return|add it"):
+    with pytest.raises(ScoringFailed, match=r"return|add it"):
         read_score(given)
 
 

@@ -55,6 +55,7 @@ class ReceivingEngine:
         if go is None:
             return None
         if self.behaviour == "refuses":
+            self.connection, self.group = None, ""
             return await self._write(announced, replace(part, state="failed", reason="400: no"))
         if go.group != self.group:
             self.connection = await asyncio.to_thread(self._join, announced, go)

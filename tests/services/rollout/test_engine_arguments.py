@@ -1,0 +1,70 @@
+"""Server arguments are those of the installed SGLang; wrong names, models and devices are refused with a hint."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from services.rollout.engine_arguments import EnginePlan, find_device, plan_engine, server_arguments
+from shared.errors import RunRejected
+from shared.run_settings import EngineSettings, ModelSettings
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> ModelSettings:
+    (tmp_path / "config.json").write_text("{}")
+    return ModelSettings(path=str(tmp_path))
+
+
+def plan(model: ModelSettings, mode: str = "retract", **server_args: Any) -> EnginePlan:
+    engine = EngineSettings.model_validate({"device": "cpu", "server_args": server_args, "update_mode": mode})
+    return plan_engine(model, engine, "127.0.0.1", 8310, 0)
+
+
+def test_the_fields_of_server_args_are_found_without_importing_sglang() -> None:
+    assert {"mem_fraction_static", "tp_size", "attention_backend", "disable_cuda_graph"} <= server_arguments()
+
+
+def test_any_server_argument_passes_through_and_wins_over_the_cpu_default(model: ModelSettings) -> None:
+    arguments = plan(model, max_running_requests=3, schedule_policy="lpm").arguments
+    assert (arguments["max_running_requests"], arguments["schedule_policy"]) == (3, "lpm")
+    assert (arguments["attention_backend"], arguments["dtype"]) == ("torch_native", "float32")
+
+
+def test_an_unknown_server_argument_is_refused_with_the_closest_name(model: ModelSettings) -> None:
+    with pytest.raises(RunRejected, match="did you mean mem_fraction_static"):
+        plan(model, mem_fraction_statc=0.5)
+
+
+@pytest.mark.parametrize(
+    ("name", "instead"), [("model_path", "model.path"), ("port", "engine.port"), ("dp_size", "count")]
+)
+def test_reserved_server_arguments_are_refused_with_what_to_write(
+    model: ModelSettings, name: str, instead: str
+) -> None:
+    with pytest.raises(RunRejected, match=instead):
+        plan(model, **{name: 1})
+
+
+def test_a_folder_without_a_model_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(RunRejected, match=r"no config\.json"):
+        plan(ModelSettings(path=str(tmp_path)))
+
+
+def test_in_place_updates_run_without_a_prefix_cache(model: ModelSettings) -> None:
+    assert plan(model, "in_place").arguments["disable_radix_cache"] is True
+    assert "disable_radix_cache" not in plan(model).arguments
+
+
+def test_the_device_is_found_by_its_device_files(tmp_path: Path) -> None:
+    assert find_device("auto", tmp_path) == "cpu"
+    with pytest.raises(RunRejected, match="no NVIDIA GPU"):
+        find_device("cuda", tmp_path)
+    (tmp_path / "nvidia0").touch()
+    assert find_device("auto", tmp_path) == "cuda"
+    assert find_device("cpu", tmp_path) == "cpu"
+
+
+def test_equal_settings_make_equal_plans(model: ModelSettings) -> None:
+    assert plan(model, tp_size=1) == plan(model, tp_size=1)
+    assert plan(model, tp_size=1) != plan(model, tp_size=2)

@@ -1,0 +1,143 @@
+"""The worker's sampling on a real SGLang: exact logprobs, aborted attempts that go on, tokens of two versions."""
+
+import asyncio
+import time
+
+import httpx
+import numpy as np
+import pytest
+
+from services.rollout.generate_group import GroupGenerator
+from services.rollout.launch_engine import EngineProcess
+from services.rollout.engine_arguments import plan_engine
+from services.rollout.model_tokenizer import load_tokenizer
+from services.rollout.refusals import GroupRejected
+from services.rollout.router_connections import RouterConnections
+from services.rollout.sampler import Sampler
+from services.trainer.tiny_model import write_tiny_model
+from shared.messages import Prompt, expand
+from shared.run_settings import EngineSettings, ModelSettings
+from tests.conftest import free_port, until
+
+pytestmark = pytest.mark.slow
+
+TEXT = "What is 12 + 30?"
+STARTED_S = 180
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("model")
+    write_tiny_model(folder, seed=0)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def engine(model, tmp_path_factory):
+    """The address of an engine that serves version 3."""
+    plan = plan_engine(ModelSettings(path=str(model)), EngineSettings(device="cpu"), "127.0.0.1", free_port(), 0)
+    process = EngineProcess(plan, tmp_path_factory.mktemp("engine") / "engine.log")
+    try:
+        _wait_healthy(process)
+        yield plan.url
+    finally:
+        process.stop()
+
+
+def _wait_healthy(process):
+    deadline = time.monotonic() + STARTED_S
+    while True:
+        assert process.alive, process.log_end()
+        assert time.monotonic() < deadline, process.log_end()
+        try:
+            if httpx.get(f"{process.plan.url}/health", timeout=5).status_code == 200:
+                return
+        except httpx.TransportError:
+            time.sleep(0.2)
+
+
+@pytest.fixture
+async def control(engine):
+    async with httpx.AsyncClient(base_url=engine, timeout=30) as client:
+        await set_version(client, 3)
+        yield client
+
+
+@pytest.fixture
+async def groups(engine, model, log):
+    async with RouterConnections(engine, 120) as connections:
+        yield GroupGenerator(load_tokenizer(model, False, False), Sampler(connections, log), None, "w")
+
+
+def prompt(max_new_tokens, group_size=4, text=TEXT, temperature=0.8):
+    sampling = {"temperature": temperature, "max_new_tokens": max_new_tokens}
+    return Prompt(0, "train", "sums", 0, text, group_size, sampling=sampling)
+
+
+async def set_version(control, version):
+    body = {"new_version": str(version), "abort_all_requests": False}
+    (await control.post("/update_weight_version", json=body)).raise_for_status()
+
+
+async def test_logprobs_of_a_group_equal_a_recomputation_at_the_sampling_temperature(control, groups, model):
+    rollouts = await groups.generate(prompt(24, group_size=8))
+    assert len({tuple(r.token_ids) for r in rollouts}) == 8
+    for rollout in rollouts:
+        assert recomputed(model, rollout, 0.8) == pytest.approx(rollout.logprobs, abs=1e-4)
+        assert rollout.weight_versions == [(3, len(rollout.token_ids))]
+        assert rollout.finish_reason in {"stop", "length"}
+
+
+async def test_a_greedy_single_attempt_is_the_likeliest_one(control, groups):
+    (first,), (again,) = [await groups.generate(prompt(12, 1, temperature=0.0)) for _ in range(2)]
+    assert first.token_ids.tolist() == again.token_ids.tolist()
+
+
+@pytest.mark.parametrize("mode", ["abort", "retract"])
+async def test_a_weight_update_in_between_loses_no_token_and_marks_both_versions(control, groups, model, mode):
+    generating = asyncio.create_task(groups.generate(prompt(600)))
+    await until(lambda: _is_running(control, 4), 30)
+    (await control.post("/pause_generation", json={"mode": mode})).raise_for_status()
+    await set_version(control, 4)
+    (await control.post("/continue_generation", json={})).raise_for_status()
+    rollouts = await generating
+    assert {version for r in rollouts for version, _ in r.weight_versions} == {3, 4}
+    for rollout in rollouts:
+        count = len(rollout.token_ids)
+        assert len(expand(rollout.weight_versions)) == len(rollout.logprobs) == count
+        assert rollout.finish_reason == "stop" or count == 600
+        assert recomputed(model, rollout, 0.8) == pytest.approx(rollout.logprobs, abs=1e-4)
+
+
+async def test_aborted_requests_go_on_where_they_were(control, groups, model):
+    generating = asyncio.create_task(groups.generate(prompt(600, 2)))
+    await until(lambda: _is_running(control, 2), 30)
+    (await control.post("/abort_request", json={"abort_all": True})).raise_for_status()
+    for rollout in await generating:
+        assert rollout.finish_reason == "stop" or len(rollout.token_ids) == 600
+        assert recomputed(model, rollout, 0.8) == pytest.approx(rollout.logprobs, abs=1e-4)
+
+
+async def test_a_prompt_beyond_the_context_is_rejected(control, groups):
+    with pytest.raises(GroupRejected, match="longer than the model's context"):
+        await groups.generate(prompt(8, text="x" * 5000))
+    with pytest.raises(GroupRejected, match="maximum context length"):
+        await groups.generate(prompt(100_000))
+
+
+async def _is_running(control, requests):
+    metrics = (await control.get("/get_load")).json()
+    return sum(load["num_reqs"] for load in metrics) >= requests
+
+
+def recomputed(model, rollout, temperature):
+    """Logprobs of the rollout's tokens by transformers, in one forward pass."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    policy = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32).eval()
+    tokens = torch.tensor([[*rollout.prompt_ids, *rollout.token_ids]])
+    with torch.no_grad():
+        logits = policy(tokens).logits[0, len(rollout.prompt_ids) - 1 : -1]
+    scores = (logits / temperature).log_softmax(-1)
+    return np.asarray(scores.gather(-1, tokens[0, len(rollout.prompt_ids) :, None])[:, 0])

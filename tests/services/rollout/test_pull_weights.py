@@ -1,0 +1,282 @@
+"""The puller between a real Redis and an SGLang server whose answers the test writes."""
+
+import asyncio
+import contextlib
+import json
+import time
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import httpx
+import pytest
+from redis.asyncio import Redis
+
+from services.rollout.engine_calls import EngineCalls
+from services.rollout.engine_update import EngineUpdate
+from services.rollout.launch_engine import EngineDied
+from services.rollout.pull_weights import EngineIdentity, WeightPuller
+from shared.enrolment import Part, read_part, write_parts
+from shared.logs import Log
+from shared.messages import Rendezvous, TensorSpec, WeightVersion
+from shared.streams import Stream
+from shared.tasks import end
+from shared.topology import WEIGHTS, Keys
+from tests.conftest import until
+
+RUN, NAME = "r1", "engine-a"
+KEYS = Keys(RUN)
+HASHES = {"model.norm.weight": "aa", "lm_head.weight": "bb"}
+UPDATE = [
+    "/init_weights_update_group",
+    "/pause_generation",
+    "/begin_weight_update",
+    "/update_weights_from_distributed",
+    "/update_weights_from_distributed",
+    "/end_weight_update",
+    "/flush_cache",
+    "/weights_checker",
+    "/continue_generation",
+]
+
+
+@dataclass
+class Server:
+    """Answers as SGLang does; `refuse` maps a path to how many times it answers 400."""
+
+    refuse: dict[str, int] = field(default_factory=dict)
+    silent: set[str] = field(default_factory=set)
+    hashes: dict[str, str] = field(default_factory=lambda: dict(HASHES))
+    calls: list[str] = field(default_factory=list)
+    bodies: list[dict[str, Any]] = field(default_factory=list)
+
+    async def answer(self, request: httpx.Request) -> httpx.Response:
+        path = request.url.path
+        self.calls.append(path)
+        self.bodies.append(json.loads(request.content or b"{}"))
+        if path in self.silent:
+            raise httpx.ReadTimeout("nothing came")
+        if self.refuse.get(path, 0) > 0:
+            self.refuse[path] -= 1
+            return httpx.Response(400, json={"success": False, "message": "no"})
+        return httpx.Response(200, json={"success": True, "ranks": [{"checksums": self.hashes}]})
+
+
+@dataclass
+class Sidecar:
+    redis: Redis
+    server: Server
+    puller: WeightPuller
+    update: EngineUpdate
+    proven: int = 0
+    failures: list[Part | None] = field(default_factory=list)
+
+    def on_proven(self) -> None:
+        self.proven += 1
+
+    async def on_failed(self) -> None:
+        self.failures.append(await read_part(self.redis, KEYS, 1, NAME))
+
+    async def part(self, version: int) -> Part | None:
+        return await read_part(self.redis, KEYS, version, NAME)
+
+    async def announce(self, version: int, group: str, hashes: dict[str, str] | None = None) -> None:
+        now = time.time()
+        buckets = [[TensorSpec("model.norm.weight", "float32", [4])], [TensorSpec("lm_head.weight", "float32", [4, 4])]]
+        meeting = Rendezvous("127.0.0.1", 1, group, "gloo", now + 5, now + 10)
+        announced = WeightVersion(version, version, buckets, f"sum-{version}", hashes or HASHES, meeting)
+        await Stream[WeightVersion](self.redis, RUN, WEIGHTS).publish(announced)
+
+    async def go(self, version: int, announcement: str, group: str = "", incarnation: str = "life-1") -> None:
+        async def enrolled() -> bool:
+            part = await self.part(version)
+            return part is not None and part.state == "enrolled" and part.announcement == announcement
+
+        await until(enrolled, 5)
+        go = Part("go", announcement, incarnation, 1, group or announcement, 1, 2)
+        await write_parts(self.redis, KEYS, version, {NAME: go})
+
+    async def reaches(self, version: int, state: str) -> Part:
+        async def reached() -> bool:
+            part = await self.part(version)
+            return part is not None and part.state == state
+
+        await until(reached, 5)
+        part = await self.part(version)
+        assert part is not None
+        return part
+
+
+Start = Callable[..., contextlib.AbstractAsyncContextManager[Sidecar]]
+
+
+@pytest.fixture
+def start(redis: Redis) -> Start:
+    @contextlib.asynccontextmanager
+    async def following(server: Server | None = None, mode: str = "retract") -> AsyncIterator[Sidecar]:
+        server = server or Server()
+        calls = EngineCalls("http://engine", httpx.MockTransport(server.answer))
+        update = EngineUpdate(calls, mode, "cpu")
+        puller = WeightPuller(redis, RUN, EngineIdentity(NAME, "life-1", 1), update, Log("engine"))
+        sidecar = Sidecar(redis, server, puller, update)
+        task = asyncio.create_task(puller.follow(sidecar.on_proven, sidecar.on_failed))
+        try:
+            yield sidecar
+        finally:
+            await end(task)
+            await calls.close()
+
+    return following
+
+
+async def test_a_version_is_loaded_in_order_while_generation_is_paused_and_then_reported(start: Start) -> None:
+    async with start() as sidecar:
+        await sidecar.announce(1, "g1")
+        await sidecar.go(1, "g1")
+        done = await sidecar.reaches(1, "done")
+        await until(lambda: _true(sidecar.proven > 0))
+    assert sidecar.server.calls == UPDATE
+    versions = [body.get("weight_version") for body in sidecar.server.bodies if "names" in body]
+    assert versions == [None, "1"]
+    assert (done.checksum, done.unverified, done.group) == ("sum-1", 0, "g1")
+    assert not sidecar.update.mixed
+
+
+async def test_the_group_is_joined_once_and_left_before_another_one_is_joined(start: Start) -> None:
+    async with start() as sidecar:
+        for version, group in ((1, "g1"), (2, "g1"), (3, "g3")):
+            await sidecar.announce(version, f"a{version}")
+            await sidecar.go(version, f"a{version}", group)
+            await sidecar.reaches(version, "done")
+    calls = sidecar.server.calls
+    assert calls.count("/init_weights_update_group") == 2
+    assert calls.index("/destroy_weights_update_group") == 2 * len(UPDATE) - 1
+
+
+async def test_only_the_newest_of_several_announcements_is_answered(start: Start, redis: Redis) -> None:
+    writer = Sidecar(redis, Server(), None, None)  # type: ignore[arg-type]
+    await writer.announce(1, "g1")
+    await writer.announce(2, "g2")
+    async with start() as sidecar:
+        await sidecar.reaches(2, "enrolled")
+        assert await sidecar.part(1) is None
+
+
+async def test_an_engine_that_has_the_version_says_so_and_is_not_touched(start: Start) -> None:
+    async with start() as sidecar:
+        await sidecar.announce(1, "g1")
+        await sidecar.go(1, "g1")
+        await sidecar.reaches(1, "done")
+        await sidecar.announce(1, "again")
+        await until(lambda: _answered(sidecar, "again"))
+        assert (await sidecar.reaches(1, "done")).checksum == "sum-1"
+    assert sidecar.server.calls == UPDATE
+
+
+async def test_a_go_for_an_earlier_life_of_the_engine_is_ignored(start: Start) -> None:
+    async with start() as sidecar:
+        await sidecar.announce(1, "g1")
+        await sidecar.go(1, "g1", incarnation="life-0")
+        await sidecar.announce(2, "g2")
+        await sidecar.reaches(2, "enrolled")
+    assert sidecar.server.calls == []
+
+
+async def test_a_wrong_checksum_keeps_the_engine_paused_and_out_until_it_is_right(start: Start) -> None:
+    server = Server(hashes={**HASHES, "lm_head.weight": "xx"})
+    async with start(server) as sidecar:
+        await sidecar.announce(1, "g1")
+        await sidecar.go(1, "g1")
+        failed = await sidecar.reaches(1, "failed")
+        assert "1 of 2 tensors differ" in failed.reason
+        assert [part and part.state for part in sidecar.failures] == ["go"], "left before the trainer was told"
+        assert "/continue_generation" not in server.calls
+        assert sidecar.proven == 0
+        server.hashes = dict(HASHES)
+        await sidecar.announce(1, "again")
+        await sidecar.go(1, "again")
+        await sidecar.reaches(1, "done")
+    assert server.calls[-1] == "/continue_generation"
+
+
+async def test_a_refused_bucket_closes_the_update_so_that_the_next_one_works(start: Start) -> None:
+    server = Server(refuse={"/update_weights_from_distributed": 1})
+    async with start(server) as sidecar:
+        await sidecar.announce(1, "g1")
+        await sidecar.go(1, "g1")
+        assert "400" in (await sidecar.reaches(1, "failed")).reason
+        assert server.calls[-2:] == ["/destroy_weights_update_group", "/end_weight_update"]
+        assert sidecar.update.mixed
+        await sidecar.announce(1, "again")
+        await sidecar.go(1, "again")
+        await sidecar.reaches(1, "done")
+    assert not sidecar.update.mixed
+
+
+async def test_an_engine_that_could_not_join_goes_on_with_the_weights_that_it_has(start: Start) -> None:
+    server = Server(refuse={"/init_weights_update_group": 1})
+    async with start(server) as sidecar:
+        await sidecar.announce(1, "g1")
+        await sidecar.go(1, "g1")
+        await sidecar.reaches(1, "failed")
+        await until(lambda: _true(server.calls[-1] == "/continue_generation"))
+        assert not sidecar.update.mixed
+        assert len(sidecar.failures) == 1
+
+
+async def test_an_engine_that_does_not_answer_is_given_up(start: Start) -> None:
+    server = Server(silent={"/update_weights_from_distributed"})
+    calls = EngineCalls("http://engine", httpx.MockTransport(server.answer))
+    async with start(server) as sidecar:
+        puller = WeightPuller(
+            sidecar.redis, RUN, EngineIdentity(NAME, "life-1", 1), EngineUpdate(calls, "retract", "cpu"), Log("engine")
+        )
+        following = asyncio.create_task(puller.follow(sidecar.on_proven, sidecar.on_failed))
+        await sidecar.announce(1, "g1")
+        await sidecar.go(1, "g1")
+        with pytest.raises(EngineDied, match="did not answer"):
+            await following
+        assert (await sidecar.reaches(1, "failed")).state == "failed"
+
+
+async def test_requests_that_forbid_a_flush_are_ended_with_what_they_have(start: Start) -> None:
+    server = Server(refuse={"/flush_cache": 3})
+    async with start(server) as sidecar:
+        await sidecar.announce(1, "g1")
+        await sidecar.go(1, "g1")
+        await sidecar.reaches(1, "done")
+    assert server.calls[-5:] == [
+        "/flush_cache",
+        "/abort_request",
+        "/flush_cache",
+        "/weights_checker",
+        "/continue_generation",
+    ]
+
+
+async def test_in_place_updates_do_not_flush(start: Start) -> None:
+    async with start(mode="in_place") as sidecar:
+        await sidecar.announce(1, "g1")
+        await sidecar.go(1, "g1")
+        await sidecar.reaches(1, "done")
+    assert "/flush_cache" not in sidecar.server.calls
+    assert {"mode": "in_place"} in sidecar.server.bodies
+
+
+async def test_tensors_without_a_prediction_are_counted_as_unverified(start: Start) -> None:
+    async with start() as sidecar:
+        await sidecar.announce(1, "g1", {"model.norm.weight": "aa"})
+        await sidecar.go(1, "g1")
+        assert (await sidecar.reaches(1, "done")).unverified == 1
+        await sidecar.announce(2, "g2", {"unrelated": "cc"})
+        await sidecar.go(2, "g2")
+        assert (await sidecar.reaches(2, "done")).unverified == 2
+
+
+async def _true(value: bool) -> bool:
+    return value
+
+
+async def _answered(sidecar: Sidecar, announcement: str) -> bool:
+    part = await sidecar.part(1)
+    return part is not None and part.announcement == announcement
