@@ -121,10 +121,12 @@ async def _serve_one(place: Place, role: str, serve: Serve, record: RunRecord) -
         place.log.error("run_rejected", run=record.run, reason=str(error))
         await Runs(place.redis).fail(record.run, f"{role}: {error}")
     finally:
-        await end(work, watch)
-        with contextlib.suppress(*UNREACHABLE):
-            await withdraw(place.redis, record.run, member)
-        place.log.info("run_left", run=record.run)
+        try:
+            await end(work, watch)
+        finally:
+            with contextlib.suppress(*UNREACHABLE):
+                await withdraw(place.redis, record.run, member)
+            place.log.info("run_left", run=record.run)
 
 
 async def _until_ended(place: Place, run: str, member: str, is_ready: asyncio.Event) -> None:

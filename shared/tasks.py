@@ -11,12 +11,18 @@ async def end(*tasks: "asyncio.Future[Any]") -> None:
 
     A cancellation can get lost: on Python 3.11 `asyncio.wait_for`, which the Redis client uses for every command,
     swallows one that arrives in the moment in which its result does. So it is repeated until it has worked.
+    Whoever ends tasks may be ended in the same way: a cancellation that comes meanwhile takes effect afterwards.
     """
-    waiting = {task for task in tasks if not task.done()}
-    while waiting:
+    interrupted = False
+    while waiting := {task for task in tasks if not task.done()}:
         for task in waiting:
             task.cancel()
-        _, waiting = await asyncio.wait(waiting, timeout=AGAIN_S)
+        try:
+            await asyncio.wait(waiting, timeout=AGAIN_S)
+        except asyncio.CancelledError:
+            interrupted = True
     for task in tasks:
         if not task.cancelled():
             task.exception()  # marks it as seen
+    if interrupted:
+        raise asyncio.CancelledError

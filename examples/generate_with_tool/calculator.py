@@ -11,6 +11,7 @@ The result's tokens are read by the model and never trained; everything that the
 import ast
 import operator
 from collections.abc import Callable
+from typing import Any
 
 from services.rollout.session import Session
 from shared.messages import Prompt
@@ -19,7 +20,7 @@ OPEN, CLOSE = "<calc>", "</calc>"
 MAX_CALLS = 4
 MAX_EXPRESSION = 100
 
-OPERATORS: dict[type[ast.operator | ast.unaryop], Callable[..., float]] = {
+OPERATORS: dict[type[ast.operator | ast.unaryop], Callable[..., Any]] = {
     ast.Add: operator.add,
     ast.Sub: operator.sub,
     ast.Mult: operator.mul,

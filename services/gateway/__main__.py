@@ -20,6 +20,7 @@ from shared.errors import SluiceError
 from shared.logs import Log, configure
 from shared.redis_connection import connect_checked
 from shared.service import stop_on_signals
+from shared.tasks import end
 
 DRAIN_S = 3
 """Seconds that requests in flight have to end when the gateway stops."""
@@ -84,12 +85,10 @@ async def _serve(parts: Parts, port: socket.socket, log: Log) -> None:
     parts.closing.set()
     parts.datasets.close()
     server.should_exit = True
-    feeding.cancel()
-    stop.cancel()
-    results = await asyncio.gather(serving, feeding, stop, return_exceptions=True)
-    for failure in results:
-        if isinstance(failure, Exception):
-            raise failure
+    await end(feeding, stop)
+    await serving
+    if not feeding.cancelled():
+        feeding.result()
 
 
 if __name__ == "__main__":

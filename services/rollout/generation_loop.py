@@ -54,8 +54,7 @@ class GenerationLoop:
                     self._in_flight.add(task)
                     task.add_done_callback(self._in_flight.discard)
         finally:
-            if self._in_flight:
-                await asyncio.wait(self._in_flight, timeout=GRACE_S)
+            await self._finish_what_is_nearly_done()
             await end(keeper, *self._in_flight)
 
     async def _receive(self) -> list[Message[Prompt]]:
@@ -102,6 +101,14 @@ class GenerationLoop:
             await events.publish(event)
         except UNREACHABLE as error:
             self._log.warning("redis_unreachable", run=self._ledger.keys.run, error=str(error))
+
+    async def _finish_what_is_nearly_done(self) -> None:
+        until = time.monotonic() + GRACE_S
+        while self._in_flight and (left := until - time.monotonic()) > 0:
+            try:
+                await asyncio.wait(self._in_flight, timeout=left)
+            except asyncio.CancelledError:
+                continue  # a service that ends repeats its cancellation; the grace is short in any case
 
     async def _on_dead(self, group_id: int | None, why: str) -> None:
         await drop_dead(self._ledger, self._prompts, self._log, group_id, why)

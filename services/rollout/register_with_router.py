@@ -18,8 +18,10 @@ KEEP_S = 1.0
 class RouterSeat:
     """The place of one engine among the router's workers."""
 
-    def __init__(self, router_url: str, engine_url: str, log: Log) -> None:
-        self._http = httpx.AsyncClient(base_url=router_url, trust_env=False, timeout=CALL_S)
+    def __init__(
+        self, router_url: str, engine_url: str, log: Log, transport: httpx.AsyncBaseTransport | None = None
+    ) -> None:
+        self._http = httpx.AsyncClient(base_url=router_url, trust_env=False, timeout=CALL_S, transport=transport)
         self._engine_url = engine_url
         self._log = log
         self._wanted = asyncio.Event()

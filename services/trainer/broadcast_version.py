@@ -17,7 +17,7 @@ from shared.streams import Stream
 from shared.topology import WEIGHTS
 
 POLL_S = 0.004
-CONNECT_S = 10.0
+CONNECT_S = 5.0
 """Seconds for engines that were told to begin until all are in the group; milliseconds where all are alive."""
 GRACE_S = 2.0
 """Seconds for engines to report after the group broke, and for a broadcast to end after it was aborted."""

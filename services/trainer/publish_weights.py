@@ -131,11 +131,14 @@ class WeightPublisher:
         return bool(outcome.failed)
 
     async def _send(self, staged: Staged, proofs: Proofs, rounds: int) -> Outcome:
-        until = time.monotonic() + self._deadlines.update_s
+        until, failed = time.monotonic() + self._deadlines.update_s, dict[str, str]()
         outcome = await self._broadcaster.round(staged, proofs)
         while outcome.failed and rounds > 1 and time.monotonic() < until:
             rounds -= 1
+            failed |= outcome.failed
             outcome = await self._broadcaster.round(staged, proofs)
+        failed |= outcome.failed
+        outcome.failed = {name: reason for name, reason in failed.items() if name not in outcome.done}
         for name, reason in outcome.failed.items():
             detail = {"version": staged.version, "engine": name, "reason": reason}
             await self._events.publish(Event(time.time(), "trainer", "weights_failed", detail))

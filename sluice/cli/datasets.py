@@ -52,13 +52,13 @@ def push(  # noqa: PLR0913, PLR0917 one parameter is one option of the command
 
 def _upload(client: Client, name: str, file: Path, parameters: dict[str, str]) -> Dataset:
     columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
-    with Progress(*columns, console=ERRORS, transient=True) as bar:
+    with Progress(*columns, console=ERRORS, transient=True, disable=not ERRORS.is_terminal) as bar:
         task = bar.add_task(f"pushing {file.name}", total=file.stat().st_size)
         try:
             return client.push_dataset(name, file, lambda count: bar.advance(task, count), **parameters)
         except GatewayError as error:
             if error.status == CONFLICT:
-                raise SluiceError(f"{error}; choose another --name, or --replace it") from error
+                raise SluiceError(f"{error}, or push it with --replace") from error
             raise
 
 

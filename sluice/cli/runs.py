@@ -17,6 +17,8 @@ from sluice.cli.watch import follow_start, follow_to_end
 
 app = typer.Typer(help="Runs: one training each, from a TOML file.", no_args_is_help=True)
 
+SHOWN_CHARACTERS = 240
+
 SetRun = Annotated[
     list[str] | None, typer.Option("--set", help="One setting of the run, such as trainer.steps=50; repeatable.")
 ]
@@ -105,7 +107,9 @@ def samples(
     """Show scored attempts of a run, newest groups first."""
     with client_of(config) as client:
         found = client.samples(name, limit, group)
-    rows = [(f"{s.group_id}.{s.attempt}", _versions(s), str(s.prompt), s.text, s.label, s.reward) for s in found]
+    rows = [
+        (f"{s.group_id}.{s.attempt}", _versions(s), _begin(str(s.prompt)), _begin(s.text), s.label, s.reward) for s in found
+    ]
     view = table(("attempt", "version", "prompt", "answer", "label", "reward"), rows)
     show(as_json, {"samples": found}, view if found else "no samples yet")
 
@@ -133,3 +137,8 @@ def _facts(run: Run) -> dict[str, object]:
 
 def _versions(sample: Sample) -> str:
     return ",".join(str(version) for version, _ in sample.weight_versions)
+
+
+def _begin(text: str) -> str:
+    """The beginning of a text that may be long; --json gives all of it."""
+    return text if len(text) <= SHOWN_CHARACTERS else f"{text[:SHOWN_CHARACTERS]} ..."

@@ -90,7 +90,7 @@ class Lines:
             )
         for step in new_steps:
             cells = zip(COLUMNS, row(step, self._accuracy), strict=True)
-            OUT.print("  ".join(f"{name} {_short(value)}" for name, value in cells if value is not None))
+            _line("  ".join(f"{name} {_short(value)}" for name, value in cells if value is not None))
 
 
 class LiveTable:
@@ -151,6 +151,10 @@ def _patiently(ask: Callable[[], T]) -> T:
             if time.monotonic() > until:
                 raise
             time.sleep(POLL_S)
+
+
+def _line(text: str) -> None:
+    OUT.print(text, markup=False, soft_wrap=True)
 
 
 def _short(value: Any) -> str:

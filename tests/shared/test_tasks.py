@@ -33,3 +33,33 @@ async def test_a_task_that_failed_is_ended_without_raising() -> None:
     await asyncio.sleep(0)
     await end(task)
     assert isinstance(task.exception(), ValueError)
+
+
+async def test_a_task_that_is_ended_while_it_ends_another_one_still_waits_for_it() -> None:
+    cleaned = False
+
+    async def slow_to_end() -> None:
+        nonlocal cleaned
+        try:
+            await asyncio.Event().wait()
+        finally:
+            for _ in range(3):
+                try:
+                    await asyncio.sleep(0.2)
+                except asyncio.CancelledError:
+                    continue
+            cleaned = True
+
+    async def owner() -> None:
+        inner = asyncio.create_task(slow_to_end())
+        try:
+            await asyncio.Event().wait()
+        finally:
+            await end(inner)
+
+    task = asyncio.create_task(owner())
+    await asyncio.sleep(0)
+    await asyncio.sleep(0)
+    await end(task)
+    assert cleaned
+    assert task.cancelled()

@@ -5,6 +5,7 @@ import resource
 import signal
 import struct
 import sys
+from functools import lru_cache
 from typing import Any, BinaryIO, cast
 
 import msgpack
@@ -21,12 +22,24 @@ def compare(answer: str, label: str) -> tuple[bool, dict[str, Any]]:
 
     A label that is no mathematics is compared as text, which the detail says.
     """
-    from math_verify import parse, verify  # noqa: PLC0415  a second of imports that the parent can do without
+    from math_verify import verify  # noqa: PLC0415  a second of imports that the parent can do without
 
-    gold = parse(f"${label}$", parsing_timeout=cast(int, None)) or parse(label, parsing_timeout=cast(int, None))
+    gold = _parse_label(label)
     if not gold:
         return answer.strip() == label, {"label_unparsed": True}
-    return bool(verify(gold, parse(answer, parsing_timeout=cast(int, None)), timeout_seconds=None)), {}
+    return bool(verify(gold, _parse(answer), timeout_seconds=None)), {}
+
+
+@lru_cache(1024)
+def _parse_label(label: str) -> list[Any]:
+    """Labels are LaTeX without its dollars, or plain numbers; all attempts of a group have the same one."""
+    return _parse(f"${label}$") or _parse(label)
+
+
+def _parse(text: str) -> list[Any]:
+    from math_verify import parse  # noqa: PLC0415
+
+    return parse(text, parsing_timeout=cast(int, None))
 
 
 def answer_frames(source: BinaryIO, target: BinaryIO, limit_s: float) -> None:

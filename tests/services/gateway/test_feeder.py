@@ -25,6 +25,7 @@ from shared.messages import Event
 from shared.run_settings import RunSettings
 from shared.runs import Runs, withdraw
 from shared.scripts import Ledger
+from shared.tasks import end
 from shared.topology import Keys
 from tests.conftest import until
 from tests.services.gateway.gateway_cases import LOG, add, announce_all, released, run_settings, sums
@@ -38,9 +39,7 @@ async def feeding(redis: Redis, store: DatasetStore, lease_s: float = 6) -> Asyn
     try:
         yield
     finally:
-        task.cancel()
-        with contextlib.suppress(asyncio.CancelledError):
-            await task
+        await end(task)
 
 
 async def start(redis: Redis, store: DatasetStore, settings: RunSettings, rows: int = 100) -> Ledger:
@@ -153,9 +152,7 @@ async def test_feeders_that_are_killed_and_replaced_release_every_row_once_and_i
         feeders = [asyncio.create_task(Feeder(redis, store, LOG, 0.05).feed()) for _ in range(2)]
         await ledger.advance("weight_version", version)
         await until_some(redis, version * 10 + 1 + version % 10)
-        for feeder in feeders:
-            feeder.cancel()  # at any point of its work, the answer to a release included
-        await asyncio.gather(*feeders, return_exceptions=True)
+        await end(*feeders)  # at any point of their work, the answer to a release included
     async with feeding(redis, store):
         await until_released(redis, 300)
     prompts = await released(redis)

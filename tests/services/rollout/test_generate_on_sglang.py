@@ -7,9 +7,9 @@ import httpx
 import numpy as np
 import pytest
 
+from services.rollout.engine_arguments import plan_engine
 from services.rollout.generate_group import GroupGenerator
 from services.rollout.launch_engine import EngineProcess
-from services.rollout.engine_arguments import plan_engine
 from services.rollout.model_tokenizer import load_tokenizer
 from services.rollout.refusals import GroupRejected
 from services.rollout.router_connections import RouterConnections
@@ -17,7 +17,7 @@ from services.rollout.sampler import Sampler
 from services.trainer.tiny_model import write_tiny_model
 from shared.messages import Prompt, expand
 from shared.run_settings import EngineSettings, ModelSettings
-from tests.conftest import free_port, until
+from tests.conftest import free_port
 
 pytestmark = pytest.mark.slow
 
@@ -96,7 +96,7 @@ async def test_a_greedy_single_attempt_is_the_likeliest_one(control, groups):
 @pytest.mark.parametrize("mode", ["abort", "retract"])
 async def test_a_weight_update_in_between_loses_no_token_and_marks_both_versions(control, groups, model, mode):
     generating = asyncio.create_task(groups.generate(prompt(600)))
-    await until(lambda: _is_running(control, 4), 30)
+    await under_way(control)
     (await control.post("/pause_generation", json={"mode": mode})).raise_for_status()
     await set_version(control, 4)
     (await control.post("/continue_generation", json={})).raise_for_status()
@@ -111,7 +111,7 @@ async def test_a_weight_update_in_between_loses_no_token_and_marks_both_versions
 
 async def test_aborted_requests_go_on_where_they_were(control, groups, model):
     generating = asyncio.create_task(groups.generate(prompt(600, 2)))
-    await until(lambda: _is_running(control, 2), 30)
+    await under_way(control)
     (await control.post("/abort_request", json={"abort_all": True})).raise_for_status()
     for rollout in await generating:
         assert rollout.finish_reason == "stop" or len(rollout.token_ids) == 600
@@ -125,9 +125,11 @@ async def test_a_prompt_beyond_the_context_is_rejected(control, groups):
         await groups.generate(prompt(100_000))
 
 
-async def _is_running(control, requests):
-    metrics = (await control.get("/get_load")).json()
-    return sum(load["num_reqs"] for load in metrics) >= requests
+async def under_way(control):
+    """Wait until the requests that were sent before have sampled tokens: one that is sent now has got its 30."""
+    await asyncio.sleep(0)
+    body = {"input_ids": [1, 2, 3], "sampling_params": {"max_new_tokens": 30, "ignore_eos": True}}
+    (await control.post("/generate", json=body)).raise_for_status()
 
 
 def recomputed(model, rollout, temperature):

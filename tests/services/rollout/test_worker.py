@@ -91,6 +91,32 @@ async def test_the_groups_of_a_killed_worker_are_generated_by_another_and_each_a
     assert set(made.values()) == {1}
 
 
+async def test_a_worker_that_is_told_to_stop_finishes_its_groups_and_takes_no_more(redis, redis_url, router, tmp_path):
+    write_tiny_model(tmp_path, seed=0)
+    held = asyncio.Event()
+
+    async def respond(body):
+        await held.wait()
+        return await hello(body)
+
+    router.respond = respond
+    await start_run(redis, tmp_path)
+    await Stream[Prompt](redis, RUN, PROMPTS).publish(*(Prompt(n, "train", "sums", n, "1+1=", 4) for n in range(6)))
+
+    async def is_full():
+        return router.now == 4
+
+    async with worker_process(redis_url, router.url) as worker:
+        await until(is_full, 60)
+        worker.send_signal(signal.SIGTERM)
+        asyncio.get_running_loop().call_later(1, held.set)
+        assert await worker.wait() == 0
+    made = [r.group_id for _, r in await Stream[Rollout](redis, RUN, ROLLOUTS).read()]
+    assert sorted(set(made)) == [0, 1, 2, 3]
+    assert await redis.xlen(Keys(RUN).stream(PROMPTS)) == 2
+    assert await present(redis, RUN, "rollout") == []
+
+
 @pytest.mark.parametrize(
     ("model", "rollout", "says"),
     [

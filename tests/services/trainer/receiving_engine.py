@@ -25,7 +25,7 @@ class ReceivingEngine:
     run: str
     name: str
     behaviour: str = "well"
-    """well; mute: never answers; refuses: says so after `go`; freezes: joins and never receives; dies: joins, goes."""
+    """well; mute: never answers; refuses: says so after `go`, once; freezes: never receives; dies: joins, then goes."""
     incarnation: str = "a"
     group: str = ""
     received: dict[int, dict[str, torch.Tensor]] = field(default_factory=dict)
@@ -55,7 +55,7 @@ class ReceivingEngine:
         if go is None:
             return None
         if self.behaviour == "refuses":
-            self.connection, self.group = None, ""
+            self.connection, self.group, self.behaviour = None, "", "well"
             return await self._write(announced, replace(part, state="failed", reason="400: no"))
         if go.group != self.group:
             self.connection = await asyncio.to_thread(self._join, announced, go)

@@ -1,0 +1,74 @@
+"""/v1/datasets over HTTP: uploads, errors in one shape, deletion only when no run needs the rows."""
+
+from pathlib import Path
+
+import httpx
+import pyarrow as pa
+import pyarrow.parquet as pq
+from redis.asyncio import Redis
+
+from services.gateway.dataset_store import DatasetStore
+from services.gateway.stop_run import stop_run
+from shared.runs import Runs
+from tests.services.gateway.gateway_cases import add, body, run_settings, sums
+
+
+async def test_a_streamed_upload_is_stored_listed_shown_previewed_and_deleted(client: httpx.AsyncClient) -> None:
+    answer = await client.post("/v1/datasets/sums", content=body(sums(300), chunk=1000))
+    assert answer.status_code == 201
+    dataset = answer.json()
+    assert (dataset["name"], dataset["rows"], dataset["bytes"]) == ("sums", 300, len(sums(300)))
+    assert (await client.get("/v1/datasets")).json() == {"datasets": [dataset]}
+    assert (await client.get("/v1/datasets/sums")).json() == dataset
+    rows = (await client.get("/v1/datasets/sums/rows?offset=299&limit=5")).json()
+    assert rows == {"rows": [{"row": 299, "prompt": "299+1=", "label": "300", "metadata": {}}]}
+    assert (await client.delete("/v1/datasets/sums")).status_code == 204
+    assert (await client.get("/v1/datasets")).json() == {"datasets": []}
+
+
+async def test_key_names_and_format_are_taken_from_the_query(client: httpx.AsyncClient, tmp_path: Path) -> None:
+    pq.write_table(pa.Table.from_pylist([{"question": "q", "answer": {"value": 1.5}}]), tmp_path / "p")
+    query = {"format": "parquet", "prompt_key": "question", "label_key": "answer"}
+    answer = await client.post("/v1/datasets/qa", params=query, content=(tmp_path / "p").read_bytes())
+    assert (answer.status_code, answer.json()["format"]) == (201, "parquet")
+    rows = (await client.get("/v1/datasets/qa/rows")).json()["rows"]
+    assert rows == [{"row": 0, "prompt": "q", "label": {"value": 1.5}, "metadata": {}}]
+
+
+async def test_wrong_rows_answer_422_with_their_lines(client: httpx.AsyncClient) -> None:
+    answer = await client.post("/v1/datasets/sums", content=sums(1) + b'{"label": 1}\n')
+    assert answer.status_code == 422
+    error = answer.json()["error"]
+    assert error["message"].startswith("nothing was stored: line 2: 'prompt' is missing")
+    assert [detail["line"] for detail in error["details"]] == [2]
+    assert (await client.get("/v1/datasets/sums")).status_code == 404
+
+
+async def test_a_form_upload_is_told_how_to_send_the_file(client: httpx.AsyncClient) -> None:
+    answer = await client.post("/v1/datasets/sums", files={"file": sums(1)})
+    assert (answer.status_code, "-T" in answer.json()["error"]["message"]) == (415, True)
+
+
+async def test_wrong_parameters_answer_in_the_same_shape(client: httpx.AsyncClient) -> None:
+    answer = await client.post("/v1/datasets/sums?format=csv", content=b"a,b")
+    assert answer.status_code == 422
+    assert answer.json()["error"]["message"] == "format is 'csv'; input should be 'jsonl' or 'parquet'"
+    assert (await client.get("/v1/datasets/sums/rows?limit=0")).status_code == 422
+
+
+async def test_a_dataset_is_kept_while_a_run_that_has_not_ended_uses_it(
+    client: httpx.AsyncClient, redis: Redis, store: DatasetStore
+) -> None:
+    for name in ("sums", "held-out"):
+        await add(store, name, sums(3))
+    record = await Runs(redis).create(run_settings(eval={"datasets": ["held-out"]}))
+    for name in ("sums", "held-out"):
+        answer = await client.delete(f"/v1/datasets/{name}")
+        assert (answer.status_code, "run r1" in answer.json()["error"]["message"]) == (409, True)
+    await stop_run(redis, record)
+    assert (await client.delete("/v1/datasets/sums")).status_code == 204
+    gone = await client.delete("/v1/datasets/held_out")
+    assert (gone.status_code, gone.json()["error"]["message"]) == (
+        404,
+        "there is no dataset 'held_out'; did you mean held-out?",
+    )

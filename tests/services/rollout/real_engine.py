@@ -1,0 +1,118 @@
+"""A real router and a real engine sidecar on free ports, with a run of a tiny model that is active."""
+
+import os
+import subprocess
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import httpx
+import psutil
+from redis.asyncio import Redis
+
+from shared.redis_connection import connect
+from shared.run_settings import RunSettings
+from shared.runs import RunRecord, Runs
+from shared.topology import ACTIVE
+from tests.conftest import free_port
+
+ROUTER = [sys.executable, "-m", "sglang_router.launch_router", "--host", "127.0.0.1", "--policy", "round_robin"]
+
+
+@dataclass
+class RealEngine:
+    """What the tests of this folder share. Processes are ended by `close`, whatever a test did."""
+
+    redis_url: str
+    home: Path
+    model: Path
+    run: str = "r1"
+    router_port: int = field(default_factory=free_port)
+    metrics_port: int = field(default_factory=free_port)
+    engine_port: int = field(default_factory=free_port)
+    health_port: int = field(default_factory=free_port)
+    processes: list[subprocess.Popen[bytes]] = field(default_factory=list)
+
+    @property
+    def router_url(self) -> str:
+        return f"http://127.0.0.1:{self.router_port}"
+
+    def engine_url(self, index: int = 0) -> str:
+        return f"http://127.0.0.1:{self.engine_port + index}"
+
+    def connect(self) -> Redis:
+        return connect(self.redis_url)
+
+    async def activate(self, **engine: Any) -> RunRecord:
+        """Make the run the active one, as the gateway does."""
+        settings = RunSettings.model_validate(
+            {
+                "name": self.run,
+                "model": {"path": str(self.model)},
+                "data": {"datasets": [{"name": "none"}]},
+                "trainer": {"steps": 100},
+                "engine": {"device": "cpu", **engine},
+            }
+        )
+        redis = self.connect()
+        runs = Runs(redis)
+        await runs.create(settings)
+        await runs.move(self.run, ("queued",), "running")
+        await redis.set(ACTIVE, self.run)
+        record = await runs.get(self.run)
+        await redis.aclose()
+        assert record is not None
+        return record
+
+    def start_router(self) -> subprocess.Popen[bytes]:
+        ports = ["--port", str(self.router_port), "--prometheus-host", "127.0.0.1"]
+        return self._start([*ROUTER, *ports, "--prometheus-port", str(self.metrics_port)], "router")
+
+    def start_sidecar(self, index: int = 0) -> subprocess.Popen[bytes]:
+        return self._start([sys.executable, "-m", "services.rollout.engine", "--index", str(index)], f"sidecar-{index}")
+
+    async def listed(self) -> list[str]:
+        """URLs of the workers that the router lists as healthy."""
+        async with httpx.AsyncClient(trust_env=False) as http:
+            try:
+                workers = (await http.get(f"{self.router_url}/workers", timeout=5)).json()["workers"]
+            except httpx.HTTPError:
+                return []
+        return [worker["url"] for worker in workers if worker["is_healthy"]]
+
+    async def generate(self, prompt: list[int], tokens: int, url: str = "") -> dict[str, Any]:
+        sampling = {"max_new_tokens": tokens, "ignore_eos": True, "temperature": 1.0}
+        body = {"input_ids": prompt, "sampling_params": sampling, "return_logprob": True}
+        async with httpx.AsyncClient(trust_env=False) as http:
+            answer = await http.post(f"{url or self.router_url}/generate", json=body, timeout=60)
+        assert answer.status_code == 200, answer.text
+        return answer.json()
+
+    def close(self) -> None:
+        for process in self.processes:
+            process.terminate()
+        for process in self.processes:
+            process.wait(20)
+
+    def _start(self, command: list[str], name: str) -> subprocess.Popen[bytes]:
+        environment = {
+            **os.environ,
+            "SLUICE_REDIS__URL": self.redis_url,
+            "SLUICE_ROUTER__PORT": str(self.router_port),
+            "SLUICE_ENGINE__PORT": str(self.engine_port),
+            "SLUICE_HEALTH__ENGINE_PORT": str(self.health_port),
+            "SLUICE_PATHS__HOME": str(self.home),
+        }
+        with (self.home / f"{name}.log").open("ab") as log:
+            process = subprocess.Popen(command, env=environment, stdout=log, stderr=subprocess.STDOUT)
+        self.processes.append(process)
+        return process
+
+
+def descendants(process: subprocess.Popen[bytes]) -> list[psutil.Process]:
+    return psutil.Process(process.pid).children(recursive=True)
+
+
+def named(processes: list[psutil.Process], part: str) -> psutil.Process:
+    return next(process for process in processes if part in " ".join(process.cmdline()))

@@ -1,0 +1,275 @@
+"""The sidecar with real SGLang, a real router and the trainer's own publisher: weights come, requests never fail."""
+
+import asyncio
+import os
+import signal
+import socket
+import subprocess
+import time
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import psutil
+import pytest
+import torch
+from redis.asyncio import Redis
+
+from services.rollout.launch_engine import check_port
+from services.trainer.publish_weights import Deadlines, PublishReport, WeightPublisher
+from services.trainer.tiny_model import TinyShape, write_tiny_model
+from shared.enrolment import read_parts
+from shared.logs import Log
+from shared.messages import Event
+from shared.runs import Runs, present
+from shared.streams import Stream
+from shared.tasks import end
+from shared.topology import EVENTS, Keys
+from tests.conftest import free_port, until
+from tests.services.rollout.real_engine import RealEngine, descendants, named
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(400)]
+START_S = 180
+
+
+class Policy:
+    """The trainer's side: a model, its versions, and their publisher."""
+
+    def __init__(self, redis: Redis, real: RealEngine, version: int) -> None:
+        from transformers import AutoModelForCausalLM
+
+        self.model = AutoModelForCausalLM.from_pretrained(real.model, dtype=torch.float32).eval()
+        self.version, self.kept = version, dict[int, dict[str, torch.Tensor]]()
+        deadlines = Deadlines(enrol_s=10, update_s=30, first_engine_s=START_S)
+        self.publisher = WeightPublisher(redis, real.run, "127.0.0.1", Log("trainer"), deadlines=deadlines)
+        self._joiners = asyncio.create_task(self.publisher.serve_joiners())
+
+    async def publish(self) -> PublishReport:
+        """Change the weights a little, keep them, publish them."""
+        if self.version:
+            generator = torch.Generator().manual_seed(self.version)
+            with torch.no_grad():
+                for parameter in self.model.parameters():
+                    parameter.add_(torch.randn(parameter.shape, generator=generator), alpha=0.02)
+        version, self.version = self.version, self.version + 1
+        self.kept[version] = {name: tensor.clone() for name, tensor in self.model.state_dict().items()}
+        return await self.publisher.publish(self.publisher.stage(version, version, self.model.named_parameters()))
+
+    @torch.no_grad()
+    def logprobs(self, version: int, prompt: list[int], response: list[int]) -> torch.Tensor:
+        """Of each response token, under the weights of a version."""
+        newest = {name: tensor.clone() for name, tensor in self.model.state_dict().items()}
+        self.model.load_state_dict(self.kept[version])
+        logits = self.model(torch.tensor([prompt + response])).logits[0, len(prompt) - 1 : -1]
+        self.model.load_state_dict(newest)
+        return logits.log_softmax(-1).gather(1, torch.tensor(response)[:, None])[:, 0]
+
+    async def close(self) -> None:
+        await end(self._joiners)
+        await self.publisher.close()
+
+
+@pytest.fixture(scope="module")
+def real(redis_url: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[RealEngine]:
+    home = tmp_path_factory.mktemp("home")
+    model = tmp_path_factory.mktemp("model")
+    write_tiny_model(model, seed=0, shape=TinyShape(), tie_embeddings=False)
+    made = RealEngine(redis_url.removesuffix("/0") + "/7", home, model)
+    made.start_router()
+    asyncio.run(_flush_and_activate(made))
+    made.start_sidecar()
+    yield made
+    made.close()
+
+
+async def _flush_and_activate(real: RealEngine) -> None:
+    redis = real.connect()
+    await redis.flushdb()
+    await redis.aclose()
+    await real.activate()
+
+
+@pytest.fixture
+async def client(real: RealEngine) -> AsyncIterator[Redis]:
+    redis = real.connect()
+    yield redis
+    await redis.aclose()
+
+
+async def policy_from(redis: Redis, real: RealEngine, version: int) -> Policy:
+    return Policy(redis, real, version)
+
+
+async def test_versions_reach_the_engine_with_requests_in_flight_and_every_span_is_right(
+    real: RealEngine, client: Redis
+) -> None:
+    policy = await policy_from(client, real, 0)
+    first = await policy.publish()
+    assert (len(first.done), first.failed, first.unverified) == (1, {}, ())
+    await until(lambda: _is_listed(real, 0), 20)
+    await until(lambda: _is_ready(client, real), 20)
+    for version in range(1, 5):
+        prompt = [version, 10, 20]
+        requests = [asyncio.create_task(real.generate(prompt, 150)) for _ in range(4)]
+        await until(lambda: _has_started(real), 20)
+        report = await policy.publish()
+        assert (len(report.done), report.failed, report.unverified) == (1, {}, ())
+        assert report.seconds["total"] < 5
+        for answer in await asyncio.gather(*requests):
+            check_spans(policy, prompt, answer, version)
+        after = await real.generate([1, 2, 3], 4)
+        assert after["meta_info"]["weight_version"] == str(version)
+    await policy.close()
+
+
+def check_spans(policy: Policy, prompt: list[int], answer: dict[str, Any], version: int) -> None:
+    """The request ran through, changed its version in the middle, and each token has its own version's probability."""
+    meta = answer["meta_info"]
+    assert (meta["finish_reason"]["type"], len(answer["output_ids"])) == ("length", 150)
+    spans = [(int(span["version"]), span["start"], span["end"]) for span in meta["weight_versions"]]
+    assert [span[0] for span in spans] == [version - 1, version]
+    found = torch.tensor([entry[0] for entry in meta["output_token_logprobs"]])
+    for number, start, stop in spans:
+        expected = policy.logprobs(number, prompt, answer["output_ids"])
+        assert (found - expected)[start:stop].abs().max() < 1e-4
+
+
+async def test_a_router_that_was_restarted_lists_the_engine_again(real: RealEngine) -> None:
+    router = real.processes[0]
+    router.terminate()
+    await asyncio.to_thread(router.wait, 20)
+    real.processes[0] = real.start_router()
+    real.processes.pop()
+    await until(lambda: _is_listed(real, 0), 30)
+    assert (await real.generate([5], 2))["meta_info"]["weight_version"] == "4"
+
+
+async def test_a_second_engine_is_listed_only_when_it_has_the_newest_version(real: RealEngine, client: Redis) -> None:
+    policy = await policy_from(client, real, 5)
+    await policy.publish()
+    second = real.start_sidecar(index=1)
+    await until(lambda: _is_listed(real, 1), START_S)
+    async with httpx.AsyncClient(trust_env=False) as http:
+        info = (await http.get(f"{real.engine_url(1)}/model_info")).json()
+    assert info["weight_version"] == "5"
+    report = await policy.publish()
+    assert len(report.done) == 2
+    processes = descendants(second)
+    second.terminate()
+    assert await asyncio.to_thread(second.wait, 15) == 0
+    assert not any(process.is_running() for process in processes)
+    assert await real.listed() == [real.engine_url(0)]
+    await policy.close()
+
+
+async def test_an_engine_killed_during_an_update_delays_nobody_and_comes_back_with_the_newest_version(
+    real: RealEngine, client: Redis
+) -> None:
+    policy = await policy_from(client, real, 7)
+    await policy.publish()
+    processes = descendants(real.processes[1])
+    named(processes, "scheduler").send_signal(signal.SIGSTOP)
+    publishing = asyncio.create_task(policy.publish())
+    await until(lambda: _was_told_to_go(client, real, 8), 10)
+    started = time.monotonic()
+    os.killpg(named(processes, "engine_server").pid, signal.SIGKILL)
+    report = await publishing
+    assert time.monotonic() - started < 10
+    assert len(report.failed) == 1
+    assert await real.listed() == []
+    await until(lambda: _is_listed(real, 0), START_S)
+    assert (await real.generate([5], 2))["meta_info"]["weight_version"] == "8"
+    events = [event for _, event in await Stream[Event](client, real.run, EVENTS).read()]
+    assert {"engine_died", "weights_failed"} <= {event.event for event in events}
+    await policy.close()
+
+
+async def test_stopping_the_sidecar_leaves_no_process_and_no_port(real: RealEngine) -> None:
+    sidecar = real.processes[1]
+    processes = descendants(sidecar)
+    started = time.monotonic()
+    sidecar.terminate()
+    assert await asyncio.to_thread(sidecar.wait, 20) == 0
+    assert time.monotonic() - started < 12
+    assert not [process for process in processes if process.is_running()]
+    assert await real.listed() == []
+    for port in (real.engine_port, real.health_port):
+        check_port("127.0.0.1", port)
+
+
+async def test_a_sidecar_that_is_killed_takes_its_engine_along(real: RealEngine) -> None:
+    sidecar = real.start_sidecar()
+    await until(lambda: _has_server(sidecar), 20)
+    processes = descendants(sidecar)
+    sidecar.kill()
+    await asyncio.to_thread(sidecar.wait, 10)
+    await asyncio.to_thread(psutil.wait_procs, processes, 10)
+    assert not [process for process in processes if process.is_running() and process.status() != "zombie"]
+
+
+@pytest.mark.parametrize(
+    ("engine", "reason"),
+    [
+        ({"server_args": {"max_running_request": 3}}, "did you mean max_running_requests"),
+        ({"server_args": {"attention_backend": "no_such_backend"}}, "ends with:"),
+    ],
+)
+async def test_wrong_engine_settings_fail_the_run_with_a_sentence(
+    redis_url: str, tmp_path: Path, real: RealEngine, engine: dict[str, Any], reason: str
+) -> None:
+    assert reason in await _reason_of_failure(redis_url, tmp_path, real.model, **engine)
+
+
+async def test_a_port_in_use_fails_the_run_and_is_named(redis_url: str, tmp_path: Path, real: RealEngine) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        assert f"127.0.0.1:{port}" in await _reason_of_failure(redis_url, tmp_path, real.model, port=port)
+
+
+async def _reason_of_failure(redis_url: str, home: Path, model: Path, port: int = 0, **engine: Any) -> str:
+    other = RealEngine(redis_url.removesuffix("/0") + "/8", home, model, "r2", engine_port=port or free_port())
+    redis = other.connect()
+    await redis.flushdb()
+    await other.activate(**engine)
+    sidecar = other.start_sidecar()
+    try:
+        await until(lambda: _has_failed(redis, other.run), 90)
+        record = await Runs(redis).get(other.run)
+        assert record is not None
+        return record.reason
+    finally:
+        other.close()
+        await redis.aclose()
+        assert sidecar.returncode == 0
+
+
+async def _is_listed(real: RealEngine, index: int) -> bool:
+    return real.engine_url(index) in await real.listed()
+
+
+async def _is_ready(redis: Redis, real: RealEngine) -> bool:
+    return bool(await present(redis, real.run, "engine"))
+
+
+async def _has_started(real: RealEngine) -> bool:
+    """True while requests are decoding."""
+    async with httpx.AsyncClient(trust_env=False) as http:
+        loads = (await http.get(f"{real.engine_url()}/v1/loads")).json()
+    return sum(load["num_running_reqs"] for load in loads["loads"]) >= 4
+
+
+async def _was_told_to_go(redis: Redis, real: RealEngine, version: int) -> bool:
+    parts = await read_parts(redis, Keys(real.run), version)
+    return any(part.state == "go" for part in parts.values())
+
+
+async def _has_server(sidecar: subprocess.Popen[bytes]) -> bool:
+    return any("engine_server" in " ".join(process.cmdline()) for process in descendants(sidecar))
+
+
+async def _has_failed(redis: Redis, run: str) -> bool:
+    record = await Runs(redis).get(run)
+    return record is not None and record.state == "failed"
