@@ -6,6 +6,7 @@ from collections.abc import Generator
 
 from redis.asyncio import Redis
 
+from services.gateway.await_admission import AdmissionWait
 from services.gateway.await_services import ServiceWait
 from services.gateway.dataset_rows import DatasetRows
 from services.gateway.dataset_store import DatasetStore
@@ -20,8 +21,6 @@ from shared.scripts import Ledger
 from shared.topology import Keys
 
 START_POLL_S = 0.1
-ADMISSION_POLL_S = 0.01
-"""Engines wait while admission has opened and this gateway has not seen it."""
 STOP_POLL_S = 0.5
 
 
@@ -36,6 +35,7 @@ class RunFeed:
         self._services = ServiceWait(redis, settings, log)
         self._training = TrainingRelease(ledger, lease.token, settings, rows)
         self._evaluation = EvaluationRelease(ledger, lease.token, settings, rows)
+        self._admission = AdmissionWait(redis, self._keys)
         self._trainer_seen = time.monotonic()
 
     async def load(self) -> None:
@@ -44,21 +44,23 @@ class RunFeed:
 
     async def turn(self) -> float | None:
         """Do what is to be done now; returns seconds until the next turn, None when the run has ended."""
-        await self._lease.keep()
+        self._lease.check()
         standing = await read_standing(self._redis, self._keys)
         if standing.state is None or standing.state in ENDED:
             return None
-        if standing.state == "starting":
-            return 0 if await self._services.check(standing) else START_POLL_S
         if standing.state == "stopping":
             return await self._end_stop()
+        self._trainer_seen = time.monotonic()  # a trainer that is being restarted gets its time to come back and save
+        if standing.state == "starting":
+            return 0 if await self._services.check(standing) else START_POLL_S
         return await self._release(standing)
 
     async def _release(self, standing: RunStanding) -> float:
         # training groups first: the trainer works on them while the engines answer the evaluation
         released = await self._training.release(standing) or await self._evaluation.release(standing)
         if not released:
-            return ADMISSION_POLL_S
+            await self._admission.wait()
+            return 0
         first, version = standing.next_group_id, standing.weight_version
         self._log.debug("groups_released", run=self._keys.run, first=first, groups=released, weight_version=version)
         return 0

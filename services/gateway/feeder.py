@@ -12,6 +12,7 @@ from shared.errors import FencedOut, SluiceError
 from shared.logs import Log
 from shared.redis_connection import UNREACHABLE
 from shared.runs import ENDED, RunRecord, Runs
+from shared.tasks import end
 from shared.topology import Keys
 
 IDLE_S = 0.25
@@ -57,11 +58,13 @@ class Feeder:
         if not await lease.take():
             await asyncio.sleep(IDLE_S)
             return
+        keeping = asyncio.create_task(lease.keep())
         try:
             self._log.info("run_taken", run=record.run, state=record.state)
             with open_rows(self._datasets, record.settings) as rows:
                 await self._feed(RunFeed(self._redis, record.settings, rows, lease, self._log))
         finally:
+            await end(keeping)
             with contextlib.suppress(*UNREACHABLE):
                 await lease.give_back()
 

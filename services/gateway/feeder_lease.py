@@ -1,11 +1,13 @@
 """One run -> one feeder: a lease in Redis with a fencing token, which every release checks."""
 
+import asyncio
+import contextlib
 import secrets
-import time
 
 from redis.asyncio import Redis
 
 from shared.errors import FencedOut
+from shared.redis_connection import UNREACHABLE
 from shared.topology import Keys
 
 LEASE_S = 6.0
@@ -32,16 +34,22 @@ class FeederLease:
         self._key, self._lease_s = keys.feeder_lease, lease_s
         self._take = redis.register_script(_TAKE)
         self._give_back = redis.register_script(_GIVE_BACK)
-        self._renew_at = 0.0
+        self._lost = False
 
     async def take(self) -> bool:
         """True if this gateway feeds the run from now on; False while another one does."""
-        self._renew_at = time.monotonic() + self._lease_s / 3
         return bool(await self._take(keys=[self._key], args=[self.token, int(self._lease_s * 1000)]))
 
     async def keep(self) -> None:
-        """To be called often: renews the lease when a third of it is over; FencedOut if another gateway has it."""
-        if time.monotonic() >= self._renew_at and not await self.take():
+        """Renew the lease until cancelled or lost to another gateway; reading rows may take longer than it lasts."""
+        while not self._lost:
+            await asyncio.sleep(self._lease_s / 3)
+            with contextlib.suppress(*UNREACHABLE):  # the feeder meets the outage itself
+                self._lost = not await self.take()
+
+    def check(self) -> None:
+        """FencedOut if another gateway has the lease."""
+        if self._lost:
             raise FencedOut(f"{self._key}: another gateway feeds this run; this one stops feeding it")
 
     async def give_back(self) -> None:

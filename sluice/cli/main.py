@@ -7,8 +7,9 @@ from typing import Annotated
 import typer
 
 from shared.errors import SluiceError
-from sluice.cli import datasets, doctor, down, logs, runs, status, up
+from sluice.cli import chat, datasets, doctor, down, logs, runs, status, up
 from sluice.cli.output import ERRORS, print_error
+from sluice.demo import command
 
 app = typer.Typer(
     name="sluice",
@@ -22,6 +23,8 @@ app.command("down")(down.down)
 app.command("status")(status.status)
 app.command("logs")(logs.logs)
 app.command("doctor")(doctor.doctor)
+app.command("chat")(chat.chat)
+app.command("demo")(command.demo)
 app.add_typer(datasets.app, name="dataset")
 app.add_typer(runs.app, name="run")
 

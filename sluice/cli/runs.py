@@ -108,7 +108,8 @@ def samples(
     with client_of(config) as client:
         found = client.samples(name, limit, group)
     rows = [
-        (f"{s.group_id}.{s.attempt}", _versions(s), _begin(str(s.prompt)), _begin(s.text), s.label, s.reward) for s in found
+        (f"{s.group_id}.{s.attempt}", _versions(s), _begin(str(s.prompt)), _begin(s.text), s.label, s.reward)
+        for s in found
     ]
     view = table(("attempt", "version", "prompt", "answer", "label", "reward"), rows)
     show(as_json, {"samples": found}, view if found else "no samples yet")

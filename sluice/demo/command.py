@@ -123,9 +123,7 @@ def _make_model(folder: Path, seed: int) -> Path:
     return folder
 
 
-def _report(
-    home: Path, deployment: Deployment, run: Run, summary: dict[str, Any], keep: bool, as_json: bool
-) -> None:
+def _report(home: Path, deployment: Deployment, run: Run, summary: dict[str, Any], keep: bool, as_json: bool) -> None:
     export = deployment.runs_folder / run.run / "export"
     summary = {**summary, "export": str(export)}
     file, picture = write_summary(home, summary), write_png(summary, home / "reward.png")

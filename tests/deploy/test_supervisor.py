@@ -6,7 +6,7 @@ import json
 import os
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 import pytest
@@ -20,7 +20,7 @@ from deploy.supervisor import Supervisor
 from deploy.supervisor_state import SupervisorState, only_one, read_state
 from shared.deployment import Deployment, PathSettings
 from shared.errors import SluiceError
-from tests.conftest import free_port
+from tests.conftest import free_port, until
 
 ROOT = Path(__file__).parents[2]
 FAKE = Path(__file__).with_name("fake_service.py")
@@ -39,6 +39,13 @@ def service(
         start_deadline_s=deadline_s,
         stop_grace_s=grace_s,
     )
+
+
+def holds(condition: Callable[[], bool]) -> Callable[[], Awaitable[bool]]:
+    async def check() -> bool:
+        return condition()
+
+    return check
 
 
 class Running:
@@ -66,12 +73,6 @@ class Running:
         return state
 
 
-async def until(condition: Callable[[], bool], deadline_s: float = 20) -> None:
-    async with asyncio.timeout(deadline_s):
-        while not condition():
-            await asyncio.sleep(0.02)
-
-
 async def test_services_start_after_those_they_need_and_stop_before_them(tmp_path: Path) -> None:
     note = tmp_path / "note"
     first = service("first", "--note", str(note))
@@ -96,8 +97,8 @@ async def test_a_service_that_is_killed_comes_back_and_the_reason_is_told(tmp_pa
     await running.until_ready()
     pid = running.state.services["worker"]["pid"]
     os.kill(pid, signal.SIGKILL)
-    await until(lambda: running.state.services["worker"]["restarts"] == 1)
-    await until(lambda: running.state.services["worker"]["phase"] == "healthy")
+    await until(holds(lambda: running.state.services["worker"]["restarts"] == 1))
+    await until(holds(lambda: running.state.services["worker"]["phase"] == "healthy"))
     assert running.state.services["worker"]["pid"] != pid
     assert "was killed by signal 9" in [condition.reason for condition in running.seen]
     await running.stop()
@@ -129,7 +130,7 @@ async def test_a_service_that_keeps_dying_is_given_up_and_the_others_go_on(
     monkeypatch.setattr(keep_running, "MAX_DEATHS", 3)
     running = Running(tmp_path, [service("steady"), service("mortal", "--die-after-s", "0.5")])
     await running.until_ready()
-    await until(lambda: running.state.services["mortal"]["phase"] == "failed")
+    await until(holds(lambda: running.state.services["mortal"]["phase"] == "failed"))
     assert running.state.services["steady"]["phase"] == "healthy"
     assert running.state.phase == "running"
     assert "mortal died 3 times within 120 seconds: it ended with exit code 3" in capsys.readouterr().err
@@ -144,7 +145,7 @@ async def test_a_service_that_ignores_sigterm_is_killed_with_everything_it_start
     pid = int(child.read_text())
     assert birth(pid)
     await running.stop()
-    await until(lambda: not birth(pid))
+    await until(holds(lambda: not birth(pid)))
 
 
 async def test_services_end_when_the_supervisor_is_killed_and_the_next_start_waits_for_them(tmp_path: Path) -> None:
@@ -170,7 +171,7 @@ asyncio.run(supervisor.run(asyncio.Event(), lambda: print("ready", flush=True)))
     process.kill()
     await process.wait()
     pid = state.services["one"]["pid"]
-    await until(lambda: not birth(pid))
+    await until(holds(lambda: not birth(pid)))
     assert not state.alive
     assert await stop_leftovers(tmp_path) == 0
 
@@ -179,9 +180,7 @@ async def test_leftovers_that_ignore_sigterm_are_killed(tmp_path: Path, monkeypa
     monkeypatch.setattr("deploy.stop_leftovers.GRACE_S", 0.2)
     port = free_port()
     process = await asyncio.create_subprocess_exec(sys.executable, str(FAKE), str(port), "--ignore-term")
-    async with asyncio.timeout(20):
-        while not await is_healthy(f"http://127.0.0.1:{port}/healthz"):
-            await asyncio.sleep(0.02)
+    await until(lambda: is_healthy(f"http://127.0.0.1:{port}/healthz"), 20)
     entry = {"phase": "healthy", "pid": process.pid, "born": birth(process.pid)}
     state = SupervisorState(0, "", 0.0, "", {}, services={"one": entry})
     (tmp_path / "supervisor.json").write_text(json.dumps({f: getattr(state, f) for f in SupervisorState.__slots__}))

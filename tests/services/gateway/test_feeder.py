@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import time
 from collections import Counter
 from collections.abc import AsyncIterator
 from typing import Any
@@ -58,7 +59,7 @@ async def until_released(redis: Redis, count: int) -> None:
         return len(await released(redis)) >= count
 
     await until(there)
-    await asyncio.sleep(0.05)  # five polls, in which a feeder that releases too much would do so
+    await asyncio.sleep(0.05)  # several polls, in which a feeder that releases too much would do so
     assert len(await released(redis)) == count
 
 
@@ -191,6 +192,35 @@ async def test_a_feeder_whose_lease_is_gone_releases_nothing(redis: Redis, store
         assert await TrainingRelease(ledger, new.token, settings, rows).release(standing) == 4
     await old.give_back()
     assert await redis.get(KEYS.feeder_lease) == new.token.encode()
+
+
+async def test_rows_that_take_longer_to_read_than_the_lease_lasts_are_released_all_the_same(
+    redis: Redis, store: DatasetStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    permute = RowOrder._permute
+
+    def slow(self: RowOrder, epoch: int) -> Any:
+        time.sleep(0.5)  # sorting ten million rows takes seconds
+        return permute(self, epoch)
+
+    monkeypatch.setattr(RowOrder, "_permute", slow)
+    await start(redis, store, run_settings())
+    async with feeding(redis, store, lease_s=0.15):
+        await until_released(redis, 4)
+
+
+async def test_a_feeder_whose_lease_was_taken_while_it_had_nothing_to_do_lets_go(
+    redis: Redis, store: DatasetStore
+) -> None:
+    ledger = await start(redis, store, run_settings())
+    async with feeding(redis, store, lease_s=0.15):
+        await until_released(redis, 4)
+        await redis.set(KEYS.feeder_lease, "another")
+        await ledger.advance("weight_version", 1)
+        await asyncio.sleep(0.3)
+        assert len(await released(redis)) == 4
+        await redis.delete(KEYS.feeder_lease)
+        await until_released(redis, 8)
 
 
 async def test_a_version_that_is_due_is_evaluated_once_row_by_row_and_pinned(redis: Redis, store: DatasetStore) -> None:

@@ -1,4 +1,4 @@
-"""/generate and /v1/chat/completions: forwarded as they are, streamed, without the key; clear errors without engines."""
+"""/generate and /v1/chat/completions: forwarded as they are, streamed, without the key; errors without engines."""
 
 import asyncio
 from collections.abc import AsyncIterator

@@ -187,6 +187,7 @@ async def test_an_engine_killed_during_an_update_delays_nobody_and_comes_back_wi
 
 async def test_stopping_the_sidecar_leaves_no_process_and_no_port(real: RealEngine) -> None:
     sidecar = real.processes[1]
+    await until(lambda: _has_server(sidecar), 20)
     processes = descendants(sidecar)
     started = time.monotonic()
     sidecar.terminate()
