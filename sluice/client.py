@@ -121,6 +121,10 @@ class Client:
         except httpx.TransportError as error:
             raise self._unreachable(error) from error
 
+    def generate(self, request: dict[str, Any], timeout_s: float = 600.0) -> dict[str, Any]:
+        """SGLang's /generate, answered by the engines behind the gateway."""
+        return self._ask("POST", "/generate", json=request, timeout=timeout_s).json()
+
     def _get(self, path: str, **params: Any) -> dict[str, Any]:
         return self._ask("GET", path, params=params).json()
 

@@ -65,9 +65,14 @@ class Communicator:
         cannot be aborted, but frees every other member when it gives up.
         """
         group = self._group
-        for bucket in flat:
-            timeout = timedelta(seconds=STALL_S + bucket.numel() / SLOWEST_BYTES_S)
-            group.broadcast(bucket, 0, timeout).wait()
+        try:
+            for bucket in flat:
+                options = c10d.BroadcastOptions()
+                options.rootRank, options.rootTensor = 0, 0
+                options.timeout = timedelta(seconds=STALL_S + bucket.numel() / SLOWEST_BYTES_S)
+                group.broadcast([bucket], options).wait()
+        finally:
+            del group  # an exception keeps this frame, and connections close with the last reference to the group
         if flat[0].is_cuda:
             torch.cuda.synchronize(flat[0].device)
 

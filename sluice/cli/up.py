@@ -64,13 +64,15 @@ def start_detached(deployment: Deployment, home: Path, deadline_s: float = START
         )
     try:
         with ERRORS.status("starting") as spinner:
-            return _until_running(supervisor, home, log, deadline_s, spinner)
+            state = _until_running(supervisor, home, log, deadline_s, spinner)
     except BaseException:
         # Ctrl-C or a failure while it starts: nothing half-started stays behind
         supervisor.terminate()
         with contextlib.suppress(subprocess.TimeoutExpired):
             supervisor.wait(60)
         raise
+    supervisor.returncode = 0  # it outlives this process, which therefore never waits for it
+    return state
 
 
 def _until_running(

@@ -10,7 +10,7 @@ import pytest
 
 from deploy.probe import is_healthy
 from deploy.services import services_of
-from shared.deployment import Deployment, load_deployment
+from shared.deployment import load_deployment
 from tests.conftest import free_port, until
 
 ENGINE = Path(__file__).with_name("fake_engine.py")
@@ -26,7 +26,8 @@ async def router(tmp_path: Path) -> AsyncIterator[httpx.AsyncClient]:
     process = await asyncio.create_subprocess_exec(*service.command)
     try:
         await until(lambda: is_healthy(service.health), 60)
-        yield httpx.AsyncClient(base_url=_url(deployment), timeout=60, trust_env=False)
+        async with httpx.AsyncClient(base_url=deployment.router_url, timeout=60, trust_env=False) as client:
+            yield client
     finally:
         process.terminate()
         await asyncio.wait_for(process.wait(), 30)
@@ -70,10 +71,6 @@ class Engine:
     async def tell(self, state: str) -> None:
         async with httpx.AsyncClient(trust_env=False) as client:
             await client.post(f"{self.url}/state/{state}")
-
-
-def _url(deployment: Deployment) -> str:
-    return deployment.router_url
 
 
 async def _generate(router: httpx.AsyncClient, count: int) -> list[int]:

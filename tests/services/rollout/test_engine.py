@@ -185,6 +185,23 @@ async def test_an_engine_killed_during_an_update_delays_nobody_and_comes_back_wi
     await policy.close()
 
 
+async def test_the_next_run_with_the_same_settings_keeps_the_process_and_gets_its_own_weights(
+    real: RealEngine, client: Redis
+) -> None:
+    server = named(descendants(real.processes[1]), "engine_server").pid
+    await Runs(client).move(real.run, ("running",), "finished")
+    await until(lambda: _is_not_listed(real, 0), 20)
+    real.run = "r3"
+    await real.activate()
+    policy = await policy_from(client, real, 0)
+    report = await policy.publish()
+    assert (len(report.done), report.unverified) == (1, ())
+    await until(lambda: _is_listed(real, 0), 20)
+    assert named(descendants(real.processes[1]), "engine_server").pid == server
+    assert (await real.generate([5], 2))["meta_info"]["weight_version"] == "0"
+    await policy.close()
+
+
 async def test_stopping_the_sidecar_leaves_no_process_and_no_port(real: RealEngine) -> None:
     sidecar = real.processes[1]
     await until(lambda: _has_server(sidecar), 20)
@@ -249,6 +266,10 @@ async def _reason_of_failure(redis_url: str, home: Path, model: Path, port: int 
 
 async def _is_listed(real: RealEngine, index: int) -> bool:
     return real.engine_url(index) in await real.listed()
+
+
+async def _is_not_listed(real: RealEngine, index: int) -> bool:
+    return real.engine_url(index) not in await real.listed()
 
 
 async def _is_ready(redis: Redis, real: RealEngine) -> bool:
