@@ -19,6 +19,14 @@ HEARTBEAT_S = 2.0
 PRESENCE_S = 10.0
 """A service that was silent for this long is not there."""
 
+_ACTIVATE = """
+local active = redis.call('GET', KEYS[1]) or ''
+if redis.call('LINDEX', KEYS[2], 0) ~= ARGV[1] or active ~= ARGV[2] then return 0 end
+redis.call('SET', KEYS[1], ARGV[1])
+redis.call('LPOP', KEYS[2])
+return 1
+"""
+
 
 @dataclass(frozen=True, slots=True)
 class RunRecord:
@@ -111,19 +119,20 @@ class Runs:
         return await self.get(name.decode()) if name else None
 
     async def activate_next(self) -> RunRecord | None:
-        """Take the oldest queued run as the active one if none is; called by the gateway."""
+        """Take the oldest queued run as the active one if none is; called by every gateway, one of them does it."""
         current = await self.active()
+        if current is not None and current.state == "queued":  # whoever activated it did not come to say so
+            await self.move(current.run, ("queued",), "starting")
+            return await self.active()
         if current is not None and current.state not in ENDED:
             return current
         name = cast(bytes | None, await self._redis.lindex(QUEUE, 0))
         if name is None:
             return None
-        await self.move(name.decode(), ("queued",), "starting")
-        async with self._redis.pipeline(transaction=True) as pipe:
-            pipe.set(ACTIVE, name)
-            pipe.lrem(QUEUE, 0, name.decode())
-            await pipe.execute()
-        return await self.get(name.decode())
+        replaced = current.run if current else ""
+        if await self._redis.eval(_ACTIVATE, 2, ACTIVE, QUEUE, name, replaced):
+            await self.move(name.decode(), ("queued",), "starting")
+        return await self.active()
 
 
 async def announce(redis: Redis, run: str, member: str) -> None:

@@ -39,11 +39,11 @@ DEAD = StreamSpec("dead", DeadLetter, ("rollout", "reward", "trainer"), None)
 
 STREAMS = (PROMPTS, ROLLOUTS, GROUPS, EVALS, STEPS, WEIGHTS, CONTROL, EVENTS, DEAD)
 
-RUNS = "sluice:runs"
+RUNS = "{sluice}:runs"
 """Sorted set of run ids by time of creation."""
-QUEUE = "sluice:queue"
+QUEUE = "{sluice}:queue"
 """List of runs that wait to be served, oldest first."""
-ACTIVE = "sluice:active"
+ACTIVE = "{sluice}:active"
 """The id of the run that the services of this deployment serve."""
 
 

@@ -6,13 +6,13 @@ from dataclasses import replace
 
 from services.reward.join_groups import CONCURRENCY, Attempt, GroupJoin
 from services.reward.score import Reward, Score
-from services.reward.wait_for_redis import RedisPatience
 from services.reward.worker import ScoreAttempt
+from shared.await_redis import AwaitRedis
 from shared.messages import Rollout
 from shared.scripts import Ledger
 
 
-def scoring(reward: Reward, groups: GroupJoin, ledger: Ledger, redis: RedisPatience) -> ScoreAttempt:
+def scoring(reward: Reward, groups: GroupJoin, ledger: Ledger, redis: AwaitRedis) -> ScoreAttempt:
     """The way of scoring that the reward asks for."""
     if reward.score_group is not None:
         return GroupScoring(reward.score_group, groups, ledger, redis)
@@ -36,13 +36,13 @@ class GroupScoring:
         score_group: Callable[[list[Rollout]], Awaitable[list[Score]]],
         groups: GroupJoin,
         ledger: Ledger,
-        redis: RedisPatience,
+        redis: AwaitRedis,
     ) -> None:
         self._score_group, self._groups, self._ledger, self._redis = score_group, groups, ledger, redis
         self._slots = asyncio.Semaphore(CONCURRENCY)
 
     async def __call__(self, rollout: Rollout) -> list[Attempt]:
-        group = await self._redis.wait_for(lambda: self._gather(rollout))
+        group = await self._redis(lambda: self._gather(rollout))
         scores = await self._score_group(group) if group else []
         return [self._groups.attempt(_with(one, score)) for one, score in zip(group, scores, strict=True)]
 

@@ -6,8 +6,8 @@ from services.reward.group_filter import build_filter
 from services.reward.join_groups import GroupJoin
 from services.reward.score_attempts import scoring
 from services.reward.tell import teller
-from services.reward.wait_for_redis import RedisPatience
 from services.reward.worker import Worker
+from shared.await_redis import AwaitRedis
 from shared.scripts import Ledger
 from shared.service import Serving
 from shared.streams import Delivery, Stream
@@ -22,7 +22,7 @@ async def serve(serving: Serving) -> None:
     """
     settings, place = serving.record.settings, serving.place
     keep = build_filter(settings.reward.group_filter)
-    patience = RedisPatience(place.log)
+    await_redis = AwaitRedis(place.log, serving.run)
     delivery = Delivery(settings.delivery.lease_s, settings.delivery.max_deliveries)
     attempts = Attempts(serving.redis, serving.run, place.name, delivery)
     ledger = Ledger(serving.redis, Keys(serving.run))
@@ -30,8 +30,8 @@ async def serve(serving: Serving) -> None:
     tell = teller(place.log, Stream(serving.redis, serving.run, EVENTS))
     may_reject = serving.record.state == "starting"
     async with open_reward(serving.run, settings.reward, may_reject, tell) as reward:
-        await patience.wait_for(attempts.open)
-        score = scoring(reward, groups, ledger, patience)
-        worker = Worker(attempts, reward.available, score, groups, patience, tell)
+        await await_redis(attempts.open)
+        score = scoring(reward, groups, ledger, await_redis)
+        worker = Worker(attempts, reward.available, score, groups, await_redis, tell)
         serving.ready()
         await worker.run()

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from services.reward.attempts import Attempts
 from services.reward.join_groups import Attempt, GroupJoin
 from services.reward.tell import Tell
-from services.reward.wait_for_redis import RedisPatience
+from shared.await_redis import AwaitRedis
 from shared.messages import Rollout
 from shared.streams import Message
 from shared.tasks import end
@@ -41,7 +41,7 @@ class Worker:
         available: Callable[[], Awaitable[None]],
         score: ScoreAttempt,
         groups: GroupJoin,
-        redis: RedisPatience,
+        redis: AwaitRedis,
         tell: Tell,
     ) -> None:
         self._attempts, self._available, self._score_attempt = attempts, available, score
@@ -67,7 +67,7 @@ class Worker:
         while True:
             await self._available()
             await self._room.wait()
-            for message in await self._redis.wait_for(self._take):
+            for message in await self._redis(self._take):
                 self._held += 1
                 task = asyncio.create_task(self._score(message))
                 self._scoring.add(task)
@@ -96,7 +96,7 @@ class Worker:
 
     async def _settle_batch(self, batch: list[Scored]) -> None:
         attempts = [attempt for scored in batch for attempt in scored.attempts]
-        unsettled = await self._redis.wait_for(lambda: self._groups.join(attempts)) if attempts else {}
+        unsettled = await self._redis(lambda: self._groups.join(attempts)) if attempts else {}
         settled: list[Message[Rollout]] = []
         for scored in batch:
             error = scored.error or unsettled.get(scored.message.body.group_id)
@@ -104,11 +104,11 @@ class Worker:
                 settled.append(scored.message)
             else:
                 await self._fail(scored.message, error)
-        await self._redis.wait_for(lambda: self._attempts.acknowledge(settled))
+        await self._redis(lambda: self._attempts.acknowledge(settled))
 
     async def _fail(self, message: Message[Rollout], error: Exception) -> None:
         reason = str(error) or type(error).__name__
-        deliveries = await self._redis.wait_for(lambda: self._attempts.fail(message, reason))
+        deliveries = await self._redis(lambda: self._attempts.fail(message, reason))
         rollout = message.body
         ids = {"group": rollout.group_id, "attempt": rollout.attempt, "deliveries": deliveries}
         await self._tell("scoring_failed", {**ids, "error": reason})

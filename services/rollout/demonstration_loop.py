@@ -3,10 +3,10 @@
 import asyncio
 from collections.abc import Callable
 
-from services.rollout.await_redis import AwaitRedis
 from services.rollout.demonstration import ready
 from services.rollout.give_up_group import drop_dead, drop_group
 from services.rollout.refusals import GroupRejected
+from shared.await_redis import AwaitRedis
 from shared.errors import WireError
 from shared.logs import Log
 from shared.messages import Codec, Prompt, Rollout

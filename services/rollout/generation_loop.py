@@ -4,9 +4,9 @@ import asyncio
 import time
 from collections.abc import Awaitable, Callable
 
-from services.rollout.await_redis import AwaitRedis
 from services.rollout.give_up_group import drop_dead, drop_group
 from services.rollout.refusals import GroupRejected
+from shared.await_redis import AwaitRedis
 from shared.errors import WireError
 from shared.logs import Log
 from shared.messages import Event, Prompt, Rollout

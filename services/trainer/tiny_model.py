@@ -12,6 +12,8 @@ from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 from transformers.utils.logging import disable_progress_bar
 
 PAD, START, END = "<|endoftext|>", "<|im_start|>", "<|im_end|>"
+THINKING = ("<think>", "</think>")
+"""One token each, and part of the text, as in Qwen3."""
 CHAT_TEMPLATE = (
     "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
@@ -63,12 +65,13 @@ def write_tiny_model(folder: Path, seed: int, shape: TinyShape | None = None, ti
 
 
 def byte_tokenizer() -> PreTrainedTokenizerFast:
-    """One token for each of the 256 bytes, no merges, and the three special tokens of a Qwen chat."""
+    """One token for each of the 256 bytes, no merges, the special tokens of a Qwen chat, and the marks of thinking."""
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     tokenizer = Tokenizer(models.BPE({symbol: index for index, symbol in enumerate(alphabet)}, merges=[]))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     tokenizer.decoder = decoders.ByteLevel()
     tokenizer.add_special_tokens([AddedToken(text, special=True) for text in (PAD, START, END)])
+    tokenizer.add_tokens([AddedToken(text, special=False, normalized=False) for text in THINKING])
     fast = PreTrainedTokenizerFast(
         tokenizer_object=tokenizer, eos_token=END, pad_token=PAD, clean_up_tokenization_spaces=False
     )

@@ -23,7 +23,6 @@ from sluice.connect import connect
 from tests.conftest import free_port
 
 
-
 @dataclass(frozen=True, slots=True)
 class Stack:
     """A deployment that is up, and what a test may ask of it."""

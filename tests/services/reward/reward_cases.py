@@ -16,8 +16,8 @@ from services.reward.join_groups import GroupJoin
 from services.reward.score import Reward
 from services.reward.score_attempts import scoring
 from services.reward.tell import teller
-from services.reward.wait_for_redis import RedisPatience
 from services.reward.worker import Worker
+from shared.await_redis import AwaitRedis
 from shared.logs import Log
 from shared.messages import DeadLetter, GroupReady, Rollout
 from shared.scripts import Ledger
@@ -68,7 +68,7 @@ async def working(
     stream: Attempts, reward: Reward = EXACT, keep: GroupFilter = keep_all
 ) -> AsyncIterator[asyncio.Task[None]]:
     """A reward worker that runs during the block."""
-    redis, patience = stream.redis, RedisPatience(LOG)
+    redis, patience = stream.redis, AwaitRedis(LOG, RUN)
     await stream.open()
     groups, ledger = group_join(redis, keep), Ledger(redis, Keys(RUN))
     tell = teller(LOG, Stream(redis, RUN, EVENTS))

@@ -1,5 +1,7 @@
 """A real router and a real engine sidecar on free ports, with a run of a tiny model that is active."""
 
+import asyncio
+import json
 import os
 import subprocess
 import sys
@@ -88,6 +90,22 @@ class RealEngine:
             answer = await http.post(f"{url or self.router_url}/generate", json=body, timeout=60)
         assert answer.status_code == 200, answer.text
         return answer.json()
+
+    async def generate_streaming(self, prompt: list[int], tokens: int, started: asyncio.Event) -> dict[str, Any]:
+        """As generate; `started` is set when the first token has come."""
+        sampling = {"max_new_tokens": tokens, "ignore_eos": True, "temperature": 1.0}
+        body = {"input_ids": prompt, "sampling_params": sampling, "return_logprob": True, "stream": True}
+        last: dict[str, Any] = {}
+        async with (
+            httpx.AsyncClient(trust_env=False, timeout=60) as http,
+            http.stream("POST", f"{self.router_url}/generate", json=body) as answer,
+        ):
+            assert answer.status_code == 200
+            async for line in answer.aiter_lines():
+                if line.startswith("data: {"):
+                    started.set()
+                    last = json.loads(line.removeprefix("data: "))
+        return last
 
     def close(self) -> None:
         for process in self.processes:

@@ -31,6 +31,8 @@ from tests.services.rollout.real_engine import RealEngine, descendants, named
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(400)]
 START_S = 180
+TOKENS = 300
+"""Long enough to be under way while an update arrives: about one second."""
 
 
 class Policy:
@@ -111,8 +113,10 @@ async def test_versions_reach_the_engine_with_requests_in_flight_and_every_span_
     await until(lambda: _is_ready(client, real), 20)
     for version in range(1, 5):
         prompt = [version, 10, 20]
-        requests = [asyncio.create_task(real.generate(prompt, 150)) for _ in range(4)]
-        await until(lambda: _has_started(real), 20)
+        started = [asyncio.Event() for _ in range(4)]
+        requests = [asyncio.create_task(real.generate_streaming(prompt, TOKENS, event)) for event in started]
+        async with asyncio.timeout(20):
+            await asyncio.gather(*(event.wait() for event in started))
         report = await policy.publish()
         assert (len(report.done), report.failed, report.unverified) == (1, {}, ())
         assert report.seconds["total"] < 5
@@ -126,7 +130,7 @@ async def test_versions_reach_the_engine_with_requests_in_flight_and_every_span_
 def check_spans(policy: Policy, prompt: list[int], answer: dict[str, Any], version: int) -> None:
     """The request ran through, changed its version in the middle, and each token has its own version's probability."""
     meta = answer["meta_info"]
-    assert (meta["finish_reason"]["type"], len(answer["output_ids"])) == ("length", 150)
+    assert (meta["finish_reason"]["type"], len(answer["output_ids"])) == ("length", TOKENS)
     spans = [(int(span["version"]), span["start"], span["end"]) for span in meta["weight_versions"]]
     assert [span[0] for span in spans] == [version - 1, version]
     found = torch.tensor([entry[0] for entry in meta["output_token_logprobs"]])
@@ -274,13 +278,6 @@ async def _is_not_listed(real: RealEngine, index: int) -> bool:
 
 async def _is_ready(redis: Redis, real: RealEngine) -> bool:
     return bool(await present(redis, real.run, "engine"))
-
-
-async def _has_started(real: RealEngine) -> bool:
-    """True while requests are decoding."""
-    async with httpx.AsyncClient(trust_env=False) as http:
-        loads = (await http.get(f"{real.engine_url()}/v1/loads")).json()
-    return sum(load["num_running_reqs"] for load in loads["loads"]) >= 4
 
 
 async def _was_told_to_go(redis: Redis, real: RealEngine, version: int) -> bool:

@@ -1,4 +1,4 @@
-"""A call to Redis that may find it away -> the same call, repeated until Redis is back."""
+"""A call to Redis that may find it away -> the same call, repeated until Redis is back: work waits and none is lost."""
 
 import asyncio
 from collections.abc import Awaitable, Callable
