@@ -25,7 +25,7 @@ def answers(folder: Path, prompts: Iterator[str], template: bool, max_new_tokens
 
 
 def main() -> None:
-    """`python -m services.trainer.chat FOLDER`: prompts from standard input, answers to standard output, a line each."""
+    """`python -m services.trainer.chat FOLDER`: prompts in, answers out, a line each."""
     parser = argparse.ArgumentParser(prog="python -m services.trainer.chat", description=__doc__)
     parser.add_argument("folder", type=Path)
     parser.add_argument("--prompt", help="answer this one and end")
