@@ -29,9 +29,8 @@ RUN_FILES = Path(__file__).parents[2] / "examples" / "demo"
 MARK = ".sluice-demo"
 """A folder with this file in it was made by the demo, and the next demo may replace it."""
 MODEL_DEADLINE_S = 120.0
-TERMS = 5
-COUNTS = RowCounts(demonstrations=40_000, prompts=8_000, held_out=256)
-WORKED_SHARE = 0.35
+COUNTS = RowCounts(demonstrations=28_000, prompts=8_000, held_out=256)
+WORKED_SHARE = 0.4
 
 
 @dataclass(slots=True)
@@ -64,7 +63,7 @@ def demo(
     deployment = deployment_of(None, [*(assignments or []), f"paths.home={home}"])
     note("[bold]1/5[/] a tiny Qwen3-architecture model and sums from reasoning-gym")
     model = _make_model(home / "model", seed)
-    files = write_rows(home / "rows", seed, COUNTS, TERMS, WORKED_SHARE)
+    files = write_rows(home / "rows", seed, COUNTS, WORKED_SHARE)
     clock.lap("prepare")
     note("[bold]2/5[/] start the services: Redis, router, gateway, engine, rollout, reward, trainer")
     start_detached(deployment, home.absolute())

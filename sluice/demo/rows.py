@@ -18,14 +18,14 @@ class RowCounts:
     held_out: int
 
 
-def write_rows(folder: Path, seed: int, counts: RowCounts, terms: int, worked_share: float) -> dict[str, Path]:
+def write_rows(folder: Path, seed: int, counts: RowCounts, worked_share: float) -> dict[str, Path]:
     """Write sft.jsonl, train.jsonl and held_out.jsonl.
 
-    A demonstration answers `9+2-5+8=` either at once (`14`) or after writing down the running totals
-    (`<think>11 6</think>14`), the latter for `worked_share` of the rows. Prompts and held-out rows carry only the
-    answer. No prompt stands in two files.
+    A demonstration answers `407+774=` either at once (`1181`) or after adding the columns from the right, each with
+    its carry (`<think>11 08 11</think>1181`), the latter for `worked_share` of the rows. Prompts and held-out rows
+    carry only the answer. No sum stands in two files.
     """
-    problems = _problems(seed, counts.demonstrations + counts.prompts + counts.held_out, terms)
+    problems = _problems(seed, counts.demonstrations + counts.prompts + counts.held_out)
     chance = random.Random(seed)
     rest = counts.held_out + counts.prompts
     rows = {
@@ -40,19 +40,28 @@ def write_rows(folder: Path, seed: int, counts: RowCounts, terms: int, worked_sh
     return files
 
 
-def _problems(seed: int, count: int, terms: int) -> list[tuple[str, str]]:
-    """Different (expression, answer) pairs of one-digit terms, in random order."""
+def _problems(seed: int, count: int) -> list[tuple[str, str]]:
+    """Different (expression, answer) pairs: two numbers of three or four digits."""
     from reasoning_gym import create_dataset  # noqa: PLC0415 - only the demo needs it, and it takes a second to import
 
     found: dict[str, str] = {}
     source = create_dataset(
-        "chain_sum", seed=seed, size=3 * count, min_terms=terms, max_terms=terms, min_digits=1, max_digits=1
+        "basic_arithmetic",
+        seed=seed,
+        size=2 * count,
+        min_terms=2,
+        max_terms=2,
+        min_digits=3,
+        max_digits=4,
+        operators=["+"],
+        allow_parentheses=False,
+        allow_negation=False,
     )
     for item in source:
         found.setdefault(item["metadata"]["expression"].replace(" ", ""), item["answer"])
         if len(found) == count:
             return list(found.items())
-    raise AssertionError(f"chain_sum has only {len(found)} different sums of {terms} terms; {count} are asked for")
+    raise AssertionError(f"only {len(found)} different sums were made; {count} are asked for")
 
 
 def _row(problem: tuple[str, str]) -> Row:
@@ -62,13 +71,16 @@ def _row(problem: tuple[str, str]) -> Row:
 
 def _demonstration(problem: tuple[str, str], worked: bool) -> Row:
     expression, answer = problem
-    solution = f"<think>{' '.join(_running_totals(expression))}</think>{answer}"
+    solution = f"<think>{' '.join(_column_sums(expression))}</think>{answer}"
     return {"prompt": f"{expression}=", "label": solution if worked else answer}
 
 
-def _running_totals(expression: str) -> list[str]:
-    """`9+2-5+8` -> 11, 6: every total but the last, which is the answer."""
-    terms = expression.replace("-", "+-").split("+")
-    numbers = [int(term) for term in terms if term]
-    totals = [sum(numbers[: count + 1]) for count in range(1, len(numbers) - 1)]
-    return [str(total) for total in totals]
+def _column_sums(expression: str) -> list[str]:
+    """`407+774` -> 11, 08, 11: each column from the right with its carry, two digits each."""
+    left, _, right = expression.partition("+")
+    width, carry, sums = max(len(left), len(right)), 0, list[str]()
+    for a, b in zip(reversed(left.zfill(width)), reversed(right.zfill(width)), strict=True):
+        total = int(a) + int(b) + carry
+        carry = total // 10
+        sums.append(f"{total:02d}")
+    return sums

@@ -155,9 +155,10 @@ import asyncio, sys
 from pathlib import Path
 from deploy.services import Service
 from deploy.supervisor import Supervisor
-from shared.deployment import Deployment
+from shared.deployment import Deployment, PathSettings
 one = Service("one", (sys.executable, {str(FAKE)!r}, "{port}"), "http://127.0.0.1:{port}/healthz", ())
-supervisor = Supervisor(Deployment(), Path({str(tmp_path)!r}), [one], lambda condition: None)
+home = Path({str(tmp_path)!r})
+supervisor = Supervisor(Deployment(paths=PathSettings(home=home)), home, [one], lambda condition: None)
 asyncio.run(supervisor.run(asyncio.Event(), lambda: print("ready", flush=True)))
 """
     process = await asyncio.create_subprocess_exec(

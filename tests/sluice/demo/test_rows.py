@@ -1,0 +1,43 @@
+"""The demo's rows: no prompt in two files, answers that are right."""
+
+import json
+from pathlib import Path
+
+from sluice.demo.rows import RowCounts, write_rows
+
+COUNTS = RowCounts(demonstrations=200, prompts=100, held_out=50)
+
+
+def read(file: Path) -> list[dict[str, str]]:
+    return [json.loads(line) for line in file.read_text().splitlines()]
+
+
+def value(prompt: str) -> int:
+    return sum(int(number) for number in prompt.removesuffix("=").split("+"))
+
+
+def test_held_out_rows_are_in_no_other_file(tmp_path: Path) -> None:
+    files = write_rows(tmp_path, 0, COUNTS, 0.4)
+    prompts = {name: {row["prompt"] for row in read(file)} for name, file in files.items()}
+    assert {name: len(found) for name, found in prompts.items()} == {"held_out": 50, "train": 100, "sft": 200}
+    assert len(set.union(*prompts.values())) == 350
+
+
+def test_every_answer_is_the_sum_and_the_worked_ones_add_the_columns(tmp_path: Path) -> None:
+    files = write_rows(tmp_path, 1, COUNTS, 0.4)
+    for name in ("held_out", "train"):
+        assert all(int(row["label"]) == value(row["prompt"]) for row in read(files[name]))
+    demonstrations = read(files["sft"])
+    worked = [row for row in demonstrations if row["label"].startswith("<think>")]
+    assert 50 <= len(worked) <= 110
+    for row in demonstrations:
+        assert int(row["label"].rpartition("</think>")[2]) == value(row["prompt"])
+    for row in worked:
+        columns = row["label"].removeprefix("<think>").partition("</think>")[0].split()
+        digits = [column[-1] for column in reversed(columns)]
+        assert int(columns[-1][0] + "".join(digits)) == value(row["prompt"])
+
+
+def test_another_seed_makes_other_rows(tmp_path: Path) -> None:
+    first, second = (write_rows(tmp_path / str(seed), seed, COUNTS, 0.4)["held_out"].read_text() for seed in (0, 1))
+    assert first != second
