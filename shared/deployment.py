@@ -28,13 +28,16 @@ class RedisSettings(Settings):
     port: Port = 8302
     """Port of the embedded server."""
     connect_deadline_s: Annotated[float, Field(gt=0)] = 30
+    """Seconds that a starting service waits for the server."""
 
 
 class GatewaySettings(Settings):
     """The REST API."""
 
     host: str = "127.0.0.1"
+    """Address that the API listens on; any but a loopback address needs api_key."""
     port: Port = 8300
+    """Port of the API."""
     api_key: str = ""
     """Key that clients send as `Authorization: Bearer ...`; empty: made on the first start, kept in home/api_key."""
     url: str = ""
@@ -45,9 +48,13 @@ class RouterSettings(Settings):
     """sglang-router, in front of the engines."""
 
     host: str = "127.0.0.1"
+    """Address that the router listens on."""
     port: Port = 8301
+    """Port of the router."""
     metrics_port: Port = 8303
+    """Port of the router's Prometheus metrics."""
     policy: Literal["round_robin", "random", "cache_aware", "power_of_two"] = "round_robin"
+    """How the router chooses an engine for a request."""
     url: str = ""
     """Where services reach the router; empty: http://host:port."""
 
@@ -56,6 +63,7 @@ class EngineSettings(Settings):
     """The engine sidecars of this node."""
 
     count: Annotated[int, Field(ge=0)] = 1
+    """Engines on this node, each with a sidecar."""
     host: str = "127.0.0.1"
     """Address that engines bind to and that router and trainer reach them by."""
     port: Port = 8310
@@ -73,16 +81,22 @@ class HealthSettings(Settings):
     """Health endpoints of the services without a REST API."""
 
     host: str = "127.0.0.1"
+    """Address that health endpoints listen on."""
     trainer_port: Port = 8320
+    """Port of the trainer's."""
     rollout_port: Port = 8321
+    """Port of the rollout worker's."""
     reward_port: Port = 8322
+    """Port of the reward worker's."""
     engine_port: Port = 8330
     """Port of the first sidecar; sidecar i listens on engine_port + i."""
 
 
 class LogSettings(Settings):
     level: Literal["debug", "info", "warning", "error"] = "info"
+    """The least important events that are logged."""
     format: Literal["text", "json"] = "text"
+    """Lines for people, or one JSON object a line."""
 
 
 class Deployment(Settings):

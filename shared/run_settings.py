@@ -33,6 +33,7 @@ class DataSettings(Settings):
     """Which rows become prompts, and in which order."""
 
     datasets: Annotated[list[DatasetShare], Field(min_length=1)]
+    """The mix, by the names under which the datasets were pushed."""
     shuffle: bool = True
     """Go through each dataset in a new seeded order every epoch; false keeps the order of the file."""
     chat_template: bool = False
@@ -43,7 +44,9 @@ class SamplingSettings(Settings):
     """How the engine samples one attempt."""
 
     temperature: Annotated[float, Field(ge=0)] = 1.0
+    """Divides the logits; 0 takes the likeliest token (evaluation only)."""
     top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
+    """Sample from the likeliest tokens that together have this probability."""
     top_k: int = -1
     """Sample from the k likeliest tokens; -1 for all."""
     max_new_tokens: Positive = 256
@@ -91,6 +94,7 @@ class RewardSettings(Settings):
     """How attempts are scored."""
 
     type: Literal["exact_match", "contains", "math", "plugin", "remote"] = "exact_match"
+    """exact_match, contains and math compare with the label; plugin and remote are your own."""
     plugin: str = ""
     """`module:function` for type plugin: `async def score(rollout: Rollout) -> float`."""
     url: str = ""
@@ -111,15 +115,23 @@ class TrainerSettings(Settings):
     steps: Positive
     """Optimizer steps of the run."""
     backend: Literal["torch"] = "torch"
+    """What holds the model."""
     learning_rate: Annotated[float, Field(gt=0)] = 1e-6
+    """AdamW's step size after the warm-up."""
     schedule: Literal["constant", "linear", "cosine"] = "constant"
     """After the warm-up: stay, or decay to learning_rate * min_learning_rate_ratio at the last step."""
     min_learning_rate_ratio: Annotated[float, Field(ge=0, le=1)] = 0.0
+    """Where a decay ends, relative to learning_rate."""
     warmup_steps: Annotated[int, Field(ge=0)] = 0
+    """Steps in which the learning rate rises from 0."""
     adam_beta1: Annotated[float, Field(ge=0, lt=1)] = 0.9
+    """Decay of the first moment."""
     adam_beta2: Annotated[float, Field(ge=0, lt=1)] = 0.95
+    """Decay of the second moment."""
     adam_epsilon: Annotated[float, Field(gt=0)] = 1e-8
+    """Added to the root of the second moment."""
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
+    """Decoupled decay of matrices; vectors are not decayed."""
     max_grad_norm: Annotated[float, Field(gt=0)] = 1.0
     """Gradients are scaled down to this global norm."""
     clip_low: Annotated[float, Field(gt=0, lt=1)] = 0.2
@@ -137,6 +149,7 @@ class TrainerSettings(Settings):
     checkpoint_every: Positive = 50
     """Steps between durable checkpoints; the last step is always saved."""
     keep_checkpoints: Positive = 2
+    """Newest checkpoints that stay on disk."""
 
 
 class WeightSettings(Settings):
@@ -154,9 +167,11 @@ class EvalSettings(Settings):
     """Held-out rows, answered by a pinned weight version."""
 
     datasets: list[str] = []
+    """Names of held-out datasets; all their rows are answered each time."""
     every: Positive = 10
     """Versions between evaluations; version 0 and the last one are always evaluated."""
     group_size: Positive = 1
+    """Attempts for each row."""
     sampling: SamplingSettings = SamplingSettings(temperature=0.0)
     deadline_s: Seconds = 300
     """Seconds that publishing the next version waits for a running evaluation."""
@@ -177,7 +192,9 @@ class RunSettings(Settings):
     name: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_.-]{0,63}$")]
     """Unique id of the run: lower-case letters, digits, dots, dashes and underscores."""
     kind: Literal["rl", "sft"] = "rl"
+    """Reinforcement learning, or supervised fine-tuning on the labels of the rows."""
     seed: int = 0
+    """Seed of the order of rows and of the trainer."""
     model: ModelSettings
     data: DataSettings
     rollout: RolloutSettings = RolloutSettings()
