@@ -65,7 +65,8 @@ class RolloutSettings(Settings):
     groups_per_step: Positive = 32
     """Groups that one optimizer step trains."""
     max_staleness: Annotated[int, Field(ge=0)] = 0
-    """How many versions old the weights behind a sample may be; 0 is synchronous, on-policy training."""
+    """Versions that generation may run ahead of training. 0 is synchronous, on-policy training and exact; with 1 or
+    more a group that took long can still be older, which staleness_max shows."""
     over_sampling: Annotated[int, Field(ge=0)] = 0
     """Extra groups that may be under way beyond the admission bound."""
     concurrency: Positive = 64
