@@ -17,6 +17,8 @@ from shared.run_settings import SamplingSettings
 FIRST_WAIT_S, LONGEST_WAIT_S = 0.1, 5.0
 REFUSED = (400, 413, 422)
 """Statuses that say that this request can never be served; all others but 200 may pass."""
+ABORTED = "was aborted"
+"""SGLang before 0.5.20 answers 400 with these words to a request that was still queued when all were aborted."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +84,7 @@ class Sampler:
             answer = await self._router.post("/generate", content)
         except httpx.TransportError as error:
             raise EngineUnavailable(f"the router does not answer: {type(error).__name__} {error}") from error
-        if answer.status_code in REFUSED:
+        if answer.status_code in REFUSED and ABORTED not in answer.text:
             raise GroupRejected(f"the engine refused the request: {answer.text[:500]}")
         if answer.status_code != 200:
             raise EngineUnavailable(f"the router answered {answer.status_code}: {answer.text[:200]}")

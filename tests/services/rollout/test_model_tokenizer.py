@@ -59,7 +59,7 @@ def test_a_template_that_is_missing_rejects_the_group():
 def test_a_models_folder_is_loaded_and_its_vocabulary_known(tmp_path):
     write_tiny_model(tmp_path, seed=0)
     loaded = load_tokenizer(tmp_path, trust_remote_code=False, always_chat=True)
-    assert (loaded.vocabulary, loaded.eos_id) == (259, END)
+    assert (loaded.vocabulary, loaded.eos_id) == (261, END)
 
 
 def test_a_missing_folder_rejects_the_run_with_its_name(tmp_path):
@@ -78,7 +78,7 @@ def test_a_chat_run_on_a_model_without_a_template_is_rejected(tmp_path):
     bare.save_pretrained(tmp_path)
     with pytest.raises(RunRejected, match="has no chat template"):
         load_tokenizer(tmp_path, False, always_chat=True)
-    assert load_tokenizer(tmp_path, False, always_chat=False).vocabulary == 259
+    assert load_tokenizer(tmp_path, False, always_chat=False).vocabulary == 261
 
 
 def test_a_tokenizer_without_an_end_rejects_the_run(tmp_path):

@@ -76,6 +76,13 @@ async def test_a_refused_request_rejects_the_group_at_once(router, sampler, stat
         await sampler.sample([1], SAMPLING, 1)
 
 
+async def test_a_request_that_was_aborted_while_it_queued_is_asked_again(router, sampler):
+    aborted = {"error": {"message": "Request 449b709e was aborted"}}
+    router.respond = script((400, aborted), (200, item([7])))
+    (sample,) = await sampler.sample([1], SAMPLING, 1)
+    assert sample.token_ids == [7]
+
+
 async def test_an_aborted_attempt_goes_on_from_its_own_tokens_and_keeps_its_logprobs_and_versions(router, sampler):
     async def respond(body):
         if body["sampling_params"]["n"] == 2:

@@ -80,9 +80,9 @@ async def test_tokens_that_are_added_first_count_as_the_version_that_follows(rou
     assert session.loss_mask == [(0, 3), (1, 2)]
 
 
-@pytest.mark.parametrize("token_id", [-1, 259, 100_000])
+@pytest.mark.parametrize("token_id", [-1, 261, 100_000])
 async def test_a_token_that_the_model_does_not_have_is_refused_before_an_engine_sees_it(session, token_id):
-    with pytest.raises(PluginError, match="from 0 to 258"):
+    with pytest.raises(PluginError, match="from 0 to 260"):
         session.add([1, token_id])
     assert session.token_ids == []
 
