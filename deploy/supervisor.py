@@ -18,6 +18,7 @@ from shared.deployment import Deployment, load_deployment
 from shared.errors import SluiceError
 from shared.logs import configure
 from shared.service import stop_on_signals
+from shared.tasks import end
 
 Report = Callable[[Condition], None]
 
@@ -98,9 +99,7 @@ class Supervisor:
             sys.stderr.write(f"{error}\n")
 
     async def _stop_all(self) -> None:
-        for task in self._tasks.values():
-            task.cancel()
-        await asyncio.gather(*self._tasks.values(), return_exceptions=True)
+        await end(*self._tasks.values())
         stopped = {name: asyncio.Event() for name in self._keepers}
         await asyncio.gather(*(self._stop_after_users(keeper, stopped) for keeper in self._keepers.values()))
 

@@ -170,16 +170,6 @@ class WeightVersion:
 
 
 @dataclass(frozen=True, slots=True)
-class Control:
-    """A person's command to a live run: who, when, what."""
-
-    action: str
-    value: Any
-    author: str
-    time: float
-
-
-@dataclass(frozen=True, slots=True)
 class Event:
     """Something that happened to a run, a group or a service."""
 

@@ -222,8 +222,14 @@ class RunSettings(Settings):
             raise ValueError("reward.type is 'plugin' but reward.plugin is empty; write plugin = \"my_rewards:score\"")
         if reward.type == "remote" and not reward.url.startswith(("http://", "https://")):
             raise ValueError(f"reward.url is {reward.url!r}; reward.type 'remote' needs an http:// or https:// address")
-        if self.rollout.group_size == 1 and self.trainer.normalize_std:
+        if self.rollout.group_size == 1:
             raise ValueError("rollout.group_size is 1, so every group's advantage is 0; write group_size = 2 or more")
+        context, longest = self.engine.server_args.get("context_length"), self.rollout.sampling.max_new_tokens
+        if isinstance(context, int) and longest >= context:
+            raise ValueError(
+                f"rollout.sampling.max_new_tokens is {longest}, which leaves no room for a prompt in"
+                f" engine.server_args.context_length = {context}; write a smaller one"
+            )
         if self.rollout.sampling.temperature == 0:
             raise ValueError("rollout.sampling.temperature is 0, so all attempts are equal; write 1.0")
 

@@ -59,8 +59,9 @@ class Runs:
             "reason": "",
             "created": str(now),
         }
-        if not await self._redis.hsetnx(keys.record, "settings", record["settings"]):
-            raise RunConflict(f"run {settings.name} exists; choose another name, or stop and delete that run")
+        taken = not await self._redis.hsetnx(keys.record, "settings", record["settings"])
+        if taken and await self._redis.hexists(keys.record, "state"):  # else its creator died before it was queued
+            raise RunConflict(f"run {settings.name} exists; choose another name")
         async with self._redis.pipeline(transaction=True) as pipe:
             pipe.hset(keys.record, mapping=record)
             pipe.zadd(RUNS, {settings.name: now})

@@ -18,8 +18,11 @@ from shared.logs import Log, configure
 from shared.redis_connection import UNREACHABLE, connect_checked
 from shared.runs import ENDED, HEARTBEAT_S, RunRecord, Runs, announce, withdraw
 from shared.tasks import end
+from shared.topology import Keys
 
 POLL_S = 0.5
+MAX_FAILURES = 4
+"""Unexpected failures of a role, in different processes, after which the run fails too."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,6 +123,11 @@ async def _serve_one(place: Place, role: str, serve: Serve, record: RunRecord) -
     except (RunRejected, PluginError, SettingsError) as error:
         place.log.error("run_rejected", run=record.run, reason=str(error))
         await Runs(place.redis).fail(record.run, f"{role}: {error}")
+    except UNREACHABLE:
+        raise
+    except Exception as error:  # a bug or a broken machine: this process ends, the next one tries again
+        await _count_failure(place.redis, record.run, role, error)
+        raise
     finally:
         try:
             await end(work, watch)
@@ -127,6 +135,16 @@ async def _serve_one(place: Place, role: str, serve: Serve, record: RunRecord) -
             with contextlib.suppress(*UNREACHABLE):
                 await withdraw(place.redis, record.run, member)
             place.log.info("run_left", run=record.run)
+
+
+async def _count_failure(redis: Redis, run: str, role: str, error: Exception) -> None:
+    """Fail a run that a role could not serve MAX_FAILURES times: nobody would ever end it otherwise."""
+    with contextlib.suppress(*UNREACHABLE):
+        failures = int(await redis.hincrby(Keys(run).counters, f"failures:{role}", 1))
+        if failures >= MAX_FAILURES:
+            await Runs(redis).fail(
+                run, f"{role}: failed {failures} times, at last with {type(error).__name__}: {error}"
+            )
 
 
 async def _until_ended(place: Place, run: str, member: str, is_ready: asyncio.Event) -> None:

@@ -43,7 +43,9 @@ def from_assignments(assignments: Iterable[str]) -> Tree:
     for assignment in assignments:
         path, equals, value = assignment.partition("=")
         if not equals or not path:
-            raise SettingsError(f"{assignment!r} sets nothing; write section.name=value, such as trainer.lr=1e-4")
+            raise SettingsError(
+                f"{assignment!r} sets nothing; write section.name=value, such as trainer.learning_rate=1e-4"
+            )
         split.append((path.strip().split("."), value.strip()))
     return _tree(split)
 

@@ -4,7 +4,6 @@ from dataclasses import dataclass
 from typing import Any
 
 from shared.messages import (
-    Control,
     DeadLetter,
     Event,
     GroupReady,
@@ -33,11 +32,10 @@ GROUPS = StreamSpec("groups", GroupReady, ("reward", "rollout"), "trainer")
 EVALS = StreamSpec("evals", GroupReady, ("reward",), None)
 STEPS = StreamSpec("steps", StepRecord, ("trainer",), None)
 WEIGHTS = StreamSpec("weights", WeightVersion, ("trainer",), None)
-CONTROL = StreamSpec("control", Control, ("gateway",), None)
 EVENTS = StreamSpec("events", Event, ("gateway", "rollout", "reward", "trainer", "engine"), None)
 DEAD = StreamSpec("dead", DeadLetter, ("rollout", "reward", "trainer"), None)
 
-STREAMS = (PROMPTS, ROLLOUTS, GROUPS, EVALS, STEPS, WEIGHTS, CONTROL, EVENTS, DEAD)
+STREAMS = (PROMPTS, ROLLOUTS, GROUPS, EVALS, STEPS, WEIGHTS, EVENTS, DEAD)
 
 RUNS = "{sluice}:runs"
 """Sorted set of run ids by time of creation."""

@@ -15,13 +15,17 @@ from services.gateway.read_standing import RunStanding, read_standing
 from services.gateway.release_evaluation import EvaluationRelease
 from services.gateway.release_training import TrainingRelease
 from shared.logs import Log
+from shared.messages import Event
 from shared.run_settings import RunSettings
 from shared.runs import ENDED, PRESENCE_S, Runs, present
 from shared.scripts import Ledger
-from shared.topology import Keys
+from shared.streams import Stream
+from shared.topology import EVENTS, Keys
 
 START_POLL_S = 0.1
 STOP_POLL_S = 0.5
+HOPELESS_STEPS = 4
+"""Steps' worth of groups that may all fail at the start of a run before the run does."""
 
 
 class RunFeed:
@@ -37,6 +41,7 @@ class RunFeed:
         self._evaluation = EvaluationRelease(ledger, lease.token, settings, rows)
         self._admission = AdmissionWait(redis, self._keys)
         self._trainer_seen = time.monotonic()
+        self._hopeless = HOPELESS_STEPS * settings.rollout.groups_per_step
 
     async def load(self) -> None:
         """Go on where the last feeder of this run stood."""
@@ -53,7 +58,20 @@ class RunFeed:
         self._trainer_seen = time.monotonic()  # a trainer that is being restarted gets its time to come back and save
         if standing.state == "starting":
             return 0 if await self._services.check(standing) else START_POLL_S
+        if standing.emitted == 0 and standing.refused >= self._hopeless:
+            await self._give_up(standing)
+            return None
         return await self._release(standing)
+
+    async def _give_up(self, standing: RunStanding) -> None:
+        """A run of which nothing at all succeeds would drop groups for ever."""
+        events: Stream[Event] = Stream(self._redis, self._keys.run, EVENTS)
+        newest = await events.newest()
+        why = str(newest[1].detail.get("why", newest[1].event)) if newest else "see the events of the run"
+        reason = (
+            f"the first {standing.refused} groups were all refused or given up, and none succeeded; the last: {why}"
+        )
+        await Runs(self._redis).fail(self._keys.run, f"gateway: {reason}")
 
     async def _release(self, standing: RunStanding) -> float:
         # training groups first: the trainer works on them while the engines answer the evaluation

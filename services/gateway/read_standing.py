@@ -8,7 +8,7 @@ from redis.asyncio import Redis
 from shared.runs import State
 from shared.topology import Keys
 
-COUNTERS = ("next_group_id", "released", "dropped", "weight_version")
+COUNTERS = ("next_group_id", "released", "dropped", "weight_version", "emitted", "dropped:rejected", "dropped:dead")
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,6 +22,9 @@ class RunStanding:
     """Groups released and not dropped: what admission limits."""
     weight_version: int | None
     """None until the first version is served."""
+    emitted: int = 0
+    refused: int = 0
+    """Groups that no engine or reward would ever take, or that were given up."""
 
 
 async def read_standing(redis: Redis, keys: Keys) -> RunStanding:
@@ -29,10 +32,14 @@ async def read_standing(redis: Redis, keys: Keys) -> RunStanding:
         pipe.hget(keys.record, "state")
         pipe.hmget(keys.counters, list(COUNTERS))
         state, counters = cast(tuple[bytes | None, list[bytes | None]], await pipe.execute())
-    next_group_id, released, dropped, version = (None if value is None else int(value) for value in counters)
+    next_group_id, released, dropped, version, emitted, rejected, dead = (
+        None if value is None else int(value) for value in counters
+    )
     return RunStanding(
         state=cast(Any, state.decode()) if state else None,
         next_group_id=next_group_id or 0,
         under_way=(released or 0) - (dropped or 0),
         weight_version=version,
+        emitted=emitted or 0,
+        refused=(rejected or 0) + (dead or 0),
     )

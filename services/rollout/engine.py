@@ -44,17 +44,15 @@ class Sidecar:
         host, port = place.deployment.engine.host, place.deployment.engine.port + self._index
         plan = plan_engine(settings.model, settings.engine, host, port, self._index)
         seat, restarts = RouterSeat(place.deployment.router_url, plan.url, place.log), Restarts()
-        started = False
+        may_reject = serving.record.state == "starting"  # a run that went on before is not ended by one bad start
         try:
             await seat.leave()  # a sidecar that was killed may have left the address there
             while True:
                 try:
-                    engine = await self._start(serving, plan)
-                    started = True
-                    await self._serve_life(serving, engine, seat)
+                    await self._serve_life(serving, await self._start(serving, plan), seat)
                 except EngineDied as death:
                     await self._bury(serving, seat, death)
-                    if not started:
+                    if may_reject and not seat.was_taken:
                         raise RunRejected(str(death)) from death
                     await asyncio.sleep(restarts.next_delay_s(str(death)))
         finally:

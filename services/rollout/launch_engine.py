@@ -13,7 +13,7 @@ from pathlib import Path
 
 from services.rollout.engine_arguments import EnginePlan, encode
 from services.rollout.engine_calls import EngineCalls, EngineError
-from shared.errors import RunRejected, SluiceError
+from shared.errors import SluiceError
 
 ROOT = Path(__file__).resolve().parents[2]
 CPU_SHIM = ROOT / "deploy" / "cpu_engine"
@@ -37,7 +37,7 @@ class EngineProcess:
         """Start the process.
 
         Raises:
-            RunRejected: something else listens on the engine's port.
+            EngineDied: something else listens on the engine's port.
         """
         check_port(plan.host, plan.port)
         self.plan, self.log_file = plan, log_file
@@ -114,14 +114,14 @@ class EngineProcess:
 
 
 def check_port(host: str, port: int) -> None:
-    """RunRejected if an engine could not listen there."""
+    """EngineDied if an engine could not listen there."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     with socket.socket(family, socket.SOCK_STREAM) as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind((host, port))
         except OSError as error:
-            raise RunRejected(
+            raise EngineDied(
                 f"the engine cannot listen on {host}:{port} ({error.strerror}); stop what listens there, "
                 "or set engine.port of the deployment"
             ) from error

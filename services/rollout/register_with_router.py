@@ -27,6 +27,8 @@ class RouterSeat:
         self._wanted = asyncio.Event()
         self._lock = asyncio.Lock()
         self._seated = False
+        self.was_taken = False
+        """True once the router has listed the engine as healthy."""
 
     def want(self) -> None:
         """From now on the engine may serve; `keep` sees to it."""
@@ -82,6 +84,7 @@ class RouterSeat:
                 (await self._http.post("/workers", json={"url": self._engine_url})).raise_for_status()
             elif bool(worker["is_healthy"]) != self._seated:
                 self._seated = bool(worker["is_healthy"])
+                self.was_taken = self.was_taken or self._seated
                 self._log.info("router_seat", url=self._engine_url, healthy=self._seated)
 
     async def _find(self) -> dict[str, Any] | None:

@@ -17,6 +17,8 @@ from shared.streams import Stream
 from shared.topology import WEIGHTS
 
 POLL_S = 0.004
+KEPT_ANNOUNCEMENTS = 1000
+"""Engines read the newest one; the others are history for people."""
 CONNECT_S = 5.0
 """Seconds for engines that were told to begin until all are in the group; milliseconds where all are alive."""
 GRACE_S = 2.0
@@ -92,6 +94,7 @@ class Broadcaster:
         await self._weights.publish(
             WeightVersion(staged.version, staged.step, layout, proofs.checksum, proofs.tensor_checksums, rendezvous)
         )
+        await self._weights.keep_newest(KEPT_ANNOUNCEMENTS)
         return await self.engines.gather(staged.version, proofs.checksum, announcement, enrol_until)
 
     async def _send(self, staged: Staged, gathering: Gathering, announcement: str, outcome: Outcome) -> None:

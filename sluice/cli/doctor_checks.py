@@ -32,12 +32,11 @@ PACKAGES = {
     "transformers": "the trainer, the rollout workers and the engines",
     "sglang": "the engines of this machine",
     "sglang_router": "the router",
-    "megatron.core": "the Megatron backend",
     "fastapi": "the gateway",
     "pyarrow": "Parquet datasets",
     "math_verify": "the math reward",
 }
-OPTIONAL = ("megatron.core", "math_verify", "pyarrow")
+OPTIONAL = ("math_verify", "pyarrow")
 GIB = 2**30
 
 

@@ -35,7 +35,8 @@ def start(
 ) -> None:
     """Start a run and wait until it runs. Exit code 1 if it fails to start."""
     settings = merge(read_toml(file), run_environment(), from_assignments(assignments or []))
-    validate(RunSettings, settings, str(file))
+    path = validate(RunSettings, settings, str(file)).model.path
+    settings = merge(settings, {"model": {"path": _absolute(path)}})
     with client_of(config) as client:
         run = client.start_run(settings)
         if not detach:
@@ -47,6 +48,12 @@ def start(
         print_json(run)
     else:
         note(f"run [bold]{run.run}[/] is {run.state}; follow it with `sluice run watch {run.run}`")
+
+
+def _absolute(path: str) -> str:
+    """A local folder as its whole path, for the services may run elsewhere; anything else as it is."""
+    local = Path(path).expanduser()
+    return str(local.absolute()) if local.exists() else path
 
 
 @app.command("watch")

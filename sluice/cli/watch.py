@@ -13,13 +13,15 @@ from rich.table import Table
 from shared.errors import SluiceError
 from sluice.answers import Evaluation, Run, Step
 from sluice.cli.output import ERRORS, OUT, print_json, table
-from sluice.client import Client, GatewayUnreachable
+from sluice.client import Client, GatewayError, GatewayUnreachable
 
 T = TypeVar("T")
 
 POLL_S = 0.5
 GATEWAY_PATIENCE_S = 60.0
 """How long the gateway may be away, as while it restarts, before watching ends."""
+PASSING = (502, 503, 504)
+"""What the gateway answers while Redis or the router is away."""
 LIVE_ROWS = 15
 COLUMNS = ("step", "reward", "accuracy", "loss", "tokens/s", "version", "staleness", "seconds")
 
@@ -147,8 +149,9 @@ def _patiently(ask: Callable[[], T]) -> T:
     while True:
         try:
             return ask()
-        except GatewayUnreachable:
-            if time.monotonic() > until:
+        except (GatewayUnreachable, GatewayError) as error:
+            passing = isinstance(error, GatewayUnreachable) or error.status in PASSING
+            if not passing or time.monotonic() > until:
                 raise
             time.sleep(POLL_S)
 

@@ -14,7 +14,7 @@ from shared.health import serve_health
 from shared.logs import Log
 from shared.run_settings import RunSettings
 from shared.runs import Runs, present
-from shared.service import Place, Serving, follow_runs
+from shared.service import MAX_FAILURES, Place, Serving, follow_runs
 from shared.settings import validate
 from shared.tasks import end
 from tests.conftest import free_port, until
@@ -100,3 +100,23 @@ async def test_the_health_endpoint_answers_and_a_taken_port_is_named() -> None:
         with pytest.raises(SluiceError, match=f"port {port} on 127.0.0.1 is in use"):
             async with serve_health("127.0.0.1", port):
                 pass
+
+
+async def test_a_role_that_fails_in_one_process_after_the_other_fails_the_run_in_the_end(
+    redis: Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def serve(serving: Serving) -> None:
+        raise OSError("no space left on device")
+
+    monkeypatch.setattr(logging.getLogger("sluice.test"), "level", logging.CRITICAL)
+    runs = Runs(redis)
+    await runs.create(settings("a"))
+    await runs.activate_next()
+    place = Place(Deployment(), redis, Log("test"), "w1")
+    for process in range(1, MAX_FAILURES + 1):
+        with pytest.raises(OSError, match="no space left"):
+            await follow_runs(place, "trainer", serve, ("rl",))
+        record = await runs.get("a")
+        assert record is not None
+        assert (record.state == "failed") == (process == MAX_FAILURES)
+    assert record.reason == f"trainer: failed {MAX_FAILURES} times, at last with OSError: no space left on device"

@@ -65,7 +65,8 @@ def test_a_missing_setting_is_named() -> None:
 @pytest.mark.parametrize(
     ("assignments", "sentence"),
     [
-        (["rollout.group_size=1"], "write group_size = 2 or more"),
+        (["rollout.group_size=1", "trainer.normalize_std=false"], "write group_size = 2 or more"),
+        (["engine.server_args.context_length=256"], "leaves no room for a prompt"),
         (["reward.type=remote"], "needs an http:// or https:// address"),
         (["reward.type=plugin"], 'write plugin = "my_rewards:score"'),
         (["rollout.sampling.temperature=0"], "all attempts are equal"),

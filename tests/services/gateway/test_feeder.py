@@ -309,3 +309,27 @@ async def test_a_defect_fails_the_run_and_not_the_gateway(
     record = await Runs(redis).get("r1")
     assert record is not None
     assert record.reason == "gateway: the feeder failed with ZeroDivisionError: what a surprise"
+
+
+async def test_a_run_of_which_every_group_is_refused_fails_instead_of_dropping_for_ever(
+    redis: Redis, store: DatasetStore
+) -> None:
+    settings = run_settings()
+    ledger = await start(redis, store, settings)
+    limit = feed_run.HOPELESS_STEPS * settings.rollout.groups_per_step
+
+    async def refuse_all() -> bool:
+        for prompt in await released(redis):
+            detail = {"group": prompt.group_id, "why": "the prompt is too long"}
+            await ledger.drop(
+                prompt.group_id, "train", "rejected", Event(0.0, "rollout", "group_dropped", detail), None
+            )
+        return await state(redis) == "failed"
+
+    async with feeding(redis, store):
+        await until(refuse_all)
+    record = await Runs(redis).get("r1")
+    assert record is not None
+    assert "refused or given up" in record.reason
+    assert record.reason.endswith("the prompt is too long")
+    assert limit <= (await ledger.counters())["dropped"] <= 2 * limit

@@ -4,8 +4,7 @@ import socket
 
 import pytest
 
-from services.rollout.launch_engine import check_port
-from shared.errors import RunRejected
+from services.rollout.launch_engine import EngineDied, check_port
 from tests.conftest import free_port
 
 
@@ -14,7 +13,7 @@ def test_a_port_in_use_is_named() -> None:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         port = taken.getsockname()[1]
-        with pytest.raises(RunRejected, match=f"cannot listen on 127.0.0.1:{port}"):
+        with pytest.raises(EngineDied, match=f"cannot listen on 127.0.0.1:{port}"):
             check_port("127.0.0.1", port)
 
 
