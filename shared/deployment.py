@@ -7,10 +7,19 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
+from shared.errors import SettingsError
 from shared.settings import Settings, Tree, from_environment, merge, read_toml, validate
 
 Port = Annotated[int, Field(gt=0, lt=65536)]
 PREFIX = "SLUICE_"
+COMPOSE_VARIABLES = (
+    "SLUICE_REDIS_PASSWORD",
+    "SLUICE_API_KEY",
+    "SLUICE_MODELS",
+    "SLUICE_PLUGINS",
+    "SLUICE_BIND",
+)
+"""What docker-compose.yml asks its caller for."""
 
 
 class PathSettings(Settings):
@@ -134,10 +143,20 @@ def load_deployment(
     """
     default = Path("sluice.toml")
     path = file or (default if default.exists() else None)
-    variables = from_environment(os.environ if environ is None else environ, PREFIX)
+    given = os.environ if environ is None else environ
+    _check_names(given)
+    variables = from_environment(given, PREFIX)
     variables.pop("run", None)
     tree = merge(read_toml(path) if path else {}, variables, overrides or {})
     return validate(Deployment, tree, str(path or "the deployment settings"))
+
+
+def _check_names(environ: Mapping[str, str]) -> None:
+    """SettingsError for a variable with one underscore where two belong."""
+    for name in environ:
+        if name.startswith(PREFIX) and "__" not in name and name not in COMPOSE_VARIABLES:
+            section, _, rest = name.removeprefix(PREFIX).partition("_")
+            raise SettingsError(f"{name} is no variable of Sluice; did you mean {PREFIX}{section}__{rest}?")
 
 
 def run_environment(environ: Mapping[str, str] | None = None) -> Tree:

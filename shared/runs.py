@@ -61,7 +61,7 @@ class Runs:
         }
         taken = not await self._redis.hsetnx(keys.record, "settings", record["settings"])
         if taken and await self._redis.hexists(keys.record, "state"):  # else its creator died before it was queued
-            raise RunConflict(f"run {settings.name} exists; choose another name")
+            raise RunConflict(f"run {settings.name} exists; choose another name, such as --set name={settings.name}-2")
         async with self._redis.pipeline(transaction=True) as pipe:
             pipe.hset(keys.record, mapping=record)
             pipe.zadd(RUNS, {settings.name: now})

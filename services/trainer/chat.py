@@ -34,6 +34,8 @@ def main() -> None:
     given = parser.parse_args()
     if not (given.folder / "config.json").exists():
         parser.error(f"{given.folder} is no Hugging Face model folder: it has no config.json")
+    if given.prompt is not None and not given.prompt.strip():
+        parser.error("--prompt is empty; write what to ask")
     disable_progress_bar()
     set_verbosity_error()
     prompts = iter([given.prompt]) if given.prompt is not None else _typed()
@@ -51,7 +53,8 @@ def _typed() -> Iterator[str]:
         line = sys.stdin.readline()
         if not line:
             return
-        yield line.rstrip("\n")
+        if line.strip():
+            yield line.rstrip("\n")
 
 
 if __name__ == "__main__":

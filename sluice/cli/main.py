@@ -35,7 +35,8 @@ def run() -> None:
         app()
     except SluiceError as error:
         print_error(str(error))
-        for detail in getattr(error, "details", []):
+        details: list[object] = getattr(error, "details", [])
+        for detail in details if len(details) > 1 else []:  # a single one is the error itself
             ERRORS.print(f"  {_line(detail)}", markup=False)
         sys.exit(1)
     except KeyboardInterrupt:
@@ -46,7 +47,7 @@ def run() -> None:
 
 
 def _line(detail: object) -> str:
-    if isinstance(detail, dict) and {"line", "error"} <= detail.keys():
+    if isinstance(detail, dict) and detail.get("line") is not None and "error" in detail:
         return f"line {detail['line']}: {detail['error']}"
     return str(detail)
 

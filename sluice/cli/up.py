@@ -3,9 +3,11 @@
 import asyncio
 import contextlib
 import os
+import signal
 import subprocess
 import sys
 import time
+from collections.abc import Generator
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -40,7 +42,35 @@ def up(
         start_detached(deployment, home)
         _announce(deployment, home, as_json)
     else:
-        asyncio.run(supervise(deployment, _report, lambda: _announce(deployment, home, as_json)))
+        _run_here(deployment, home, as_json)
+
+
+def _run_here(deployment: Deployment, home: Path, as_json: bool) -> None:
+    """Supervise until told to stop; exit code 130 if that came before everything was healthy."""
+    ready = False
+
+    def announce() -> None:
+        nonlocal ready
+        ready = True
+        _announce(deployment, home, as_json)
+
+    asyncio.run(supervise(deployment, _report, announce))
+    if not ready:
+        raise typer.Exit(130)
+
+
+@contextlib.contextmanager
+def _terminated_as_interrupted() -> Generator[None]:
+    """SIGTERM ends a start as Ctrl-C does: what was started is stopped."""
+
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def start_detached(deployment: Deployment, home: Path, deadline_s: float = START_DEADLINE_S) -> SupervisorState:
@@ -63,7 +93,7 @@ def start_detached(deployment: Deployment, home: Path, deadline_s: float = START
             start_new_session=True,
         )
     try:
-        with ERRORS.status("starting") as spinner:
+        with _terminated_as_interrupted(), ERRORS.status("starting") as spinner:
             state = _until_running(supervisor, home, log, deadline_s, spinner)
     except BaseException:
         # Ctrl-C or a failure while it starts: nothing half-started stays behind

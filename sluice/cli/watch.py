@@ -23,7 +23,8 @@ GATEWAY_PATIENCE_S = 60.0
 PASSING = (502, 503, 504)
 """What the gateway answers while Redis or the router is away."""
 LIVE_ROWS = 15
-COLUMNS = ("step", "reward", "accuracy", "loss", "tokens/s", "version", "staleness", "seconds")
+MOST_LINES = 100
+COLUMNS = ("step", "reward", "eval", "loss", "tokens/s", "version", "staleness", "seconds")
 
 
 class View(Protocol):
@@ -34,6 +35,7 @@ class View(Protocol):
 
 def follow_start(client: Client, run: str) -> Run:
     """Wait until the run is running; SluiceError with the reason if it fails."""
+    told = ""
     with ERRORS.status(f"{run}: queued") as spinner:
         while True:
             record = _patiently(lambda: client.run(run))
@@ -43,6 +45,8 @@ def follow_start(client: Client, run: str) -> Run:
                 return record
             ready = f"; ready: {', '.join(record.services)}" if record.services else ""
             spinner.update(f"{run}: {record.state}{ready}")
+            if not ERRORS.is_terminal and told != (told := f"{run}: {record.state}{ready}"):
+                ERRORS.print(told, markup=False)
             time.sleep(POLL_S)
 
 
@@ -79,20 +83,19 @@ class JsonLines:
 
 
 class Lines:
-    """One line a step, for a pipe or a log file."""
-
-    def __init__(self) -> None:
-        self._accuracy: float | None = None
+    """Lines for a pipe or a log file: one a step, or every so many steps of a long run."""
 
     def update(self, run: Run, new_steps: list[Step], new_evaluations: list[Evaluation]) -> None:
         for evaluation in new_evaluations:
-            self._accuracy = evaluation.reward_mean
             OUT.print(
                 f"evaluation of version {evaluation.version} on {evaluation.dataset}: {evaluation.reward_mean:.4f}"
             )
+        every = max(1, run.steps // MOST_LINES)
         for step in new_steps:
-            cells = zip(COLUMNS, row(step, self._accuracy), strict=True)
-            _line("  ".join(f"{name} {_short(value)}" for name, value in cells if value is not None))
+            if step.step % every == 0 or step.step == run.steps:
+                cells = zip(COLUMNS[1:], row(step, None)[1:], strict=True)
+                told = "  ".join(f"{name} {_short(value)}" for name, value in cells if value is not None)
+                _line(f"step {step.step}/{run.steps}  {told}")
 
 
 class LiveTable:
@@ -111,7 +114,7 @@ class LiveTable:
 
     def _head(self, run: Run) -> Table:
         head = Table.grid(padding=(0, 2))
-        accuracy = f"accuracy {self._accuracy[max(self._accuracy)]:.3f}" if self._accuracy else ""
+        accuracy = f"eval {self._accuracy[max(self._accuracy)]:.3f}" if self._accuracy else ""
         bar = ProgressBar(total=run.steps, completed=run.step, width=30)
         head.add_row(f"[bold]{run.run}[/]", run.state, bar, f"{run.step}/{run.steps}", accuracy)
         return head

@@ -93,3 +93,9 @@ def test_settings_are_frozen() -> None:
     settings = validate(RunSettings, RUN, "run.toml")
     with pytest.raises(ValueError, match="frozen"):
         settings.seed = 3  # type: ignore[misc]
+
+
+def test_a_variable_with_one_underscore_is_refused_and_those_of_compose_are_not() -> None:
+    with pytest.raises(SettingsError, match="did you mean SLUICE_GATEWAY__PORT"):
+        load_deployment(environ={"SLUICE_GATEWAY_PORT": "9999"})
+    assert load_deployment(environ={"SLUICE_REDIS_PASSWORD": "x"}) == load_deployment(environ={})

@@ -220,7 +220,7 @@ def test_the_live_table_and_the_lines_show_what_a_person_follows(capsys: pytest.
     watch.Lines().update(run, [Step(step=3, weight_version=3, metrics=metrics)], [evaluation])
     out = capsys.readouterr().out.splitlines()
     assert out[0] == "evaluation of version 3 on held: 0.7500"
-    assert out[1] == "step 3  reward 0.5  accuracy 0.75  loss 0.1  tokens/s 812  version 3  staleness 1  seconds 2"
+    assert out[1] == "step 3/10  reward 0.5  loss 0.1  tokens/s 812  version 3  staleness 1  seconds 2"
 
 
 def test_the_version_is_that_of_the_package(sluice: Sluice) -> None:
