@@ -68,7 +68,7 @@ async def _no_engine(answer: httpx.Response) -> Refusal:
     finally:
         await answer.aclose()
     return Refusal(
-        answer.status_code, "no engine answers behind the router; engines serve once a run has started", [text]
+        answer.status_code, "no engine answers behind the router; engines serve while a run is active", [text]
     )
 
 
