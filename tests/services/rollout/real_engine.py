@@ -60,7 +60,7 @@ class RealEngine:
         redis = self.connect()
         runs = Runs(redis)
         await runs.create(settings)
-        await runs.move(self.run, ("queued",), "running")
+        await runs.move(self.run, ("queued",), "starting")
         await redis.set(ACTIVE, self.run)
         record = await runs.get(self.run)
         await redis.aclose()
