@@ -193,7 +193,7 @@ async def test_the_next_run_with_the_same_settings_keeps_the_process_and_gets_it
     real: RealEngine, client: Redis
 ) -> None:
     server = named(descendants(real.processes[1]), "engine_server").pid
-    await Runs(client).move(real.run, ("running",), "finished")
+    assert await Runs(client).move(real.run, ("starting",), "finished")
     await until(lambda: _is_not_listed(real, 0), 20)
     real.run = "r3"
     await real.activate()
