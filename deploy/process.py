@@ -55,8 +55,8 @@ async def start(command: tuple[str, ...], environment: Mapping[str, str], log: P
 
     The kernel sends it SIGTERM when this process dies, however it dies.
     """
-    with log.open("ab") as output:
-        try:
+    try:
+        with log.open("ab") as output:
             process = await asyncio.create_subprocess_exec(
                 *command,
                 stdin=asyncio.subprocess.DEVNULL,
@@ -66,8 +66,10 @@ async def start(command: tuple[str, ...], environment: Mapping[str, str], log: P
                 start_new_session=True,
                 preexec_fn=_die_with(os.getpid()),
             )
-        except OSError as error:
-            raise SluiceError(f"{command[0]} cannot be started ({error.strerror}); reinstall it") from error
+    except OSError as error:
+        raise SluiceError(
+            f"{command[0]} cannot be started ({error}); reinstall it, or make room for its log {log}"
+        ) from error
     return Child(process)
 
 

@@ -13,6 +13,8 @@ from shared.settings import Tree
 PAUSE_S = 180
 """Longest silence of an engine that the router bears; a weight update may pause one for 120 seconds."""
 ROUTER_PROBE_S = 5
+REDIS_LOAD_S = 1800
+"""A large append-only file takes minutes to load; a server that was killed meanwhile would begin anew."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,8 +125,8 @@ def local_gateway_url(deployment: Deployment) -> str:
 
 def _redis(deployment: Deployment) -> Service:
     home, port = deployment.paths.home, deployment.redis.port
-    command, url = tuple(embedded_redis.command(home, port)), embedded_redis.url(home, port)
-    return Service("redis", command, url, ports_of(deployment)["redis"])
+    command, url = tuple(embedded_redis.command(home, port, deployment.redis.fsync)), embedded_redis.url(home, port)
+    return Service("redis", command, url, ports_of(deployment)["redis"], start_deadline_s=REDIS_LOAD_S)
 
 
 def _router(deployment: Deployment) -> Service:

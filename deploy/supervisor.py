@@ -7,6 +7,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from deploy.keep_running import Condition, Keeper
 from deploy.ports import check_ports
@@ -61,7 +62,7 @@ class Supervisor:
             if not stopping.is_set():
                 self._phase("running")
                 ready()
-            await stop
+            await self._first_done(stop)
             self._phase("stopping")
         except SluiceError as error:
             self._phase("failed", str(error))
@@ -76,12 +77,16 @@ class Supervisor:
         """Until every service is healthy or `stop` is done; raises what the first one that was given up raised."""
         everything = asyncio.create_task(self._all_healthy())
         try:
-            await asyncio.wait({everything, stop, *self._tasks.values()}, return_when=asyncio.FIRST_COMPLETED)
-            for task in self._tasks.values():
-                if task.done():
-                    task.result()
+            await self._first_done(everything, stop)
         finally:
             everything.cancel()
+
+    async def _first_done(self, *awaited: "asyncio.Task[Any]") -> None:
+        """Wait for one of `awaited`; raises what ends the keeping of a service, which nothing else does."""
+        await asyncio.wait({*awaited, *self._tasks.values()}, return_when=asyncio.FIRST_COMPLETED)
+        for task in self._tasks.values():
+            if task.done():
+                task.result()
 
     async def _all_healthy(self) -> None:
         for keeper in self._keepers.values():
@@ -90,13 +95,7 @@ class Supervisor:
     async def _when_needs_are_met(self, keeper: Keeper) -> None:
         for need in keeper.service.needs:
             await self._keepers[need].healthy.wait()
-        try:
-            await keeper.run()
-        except SluiceError as error:
-            if self._state.phase == "starting":
-                raise
-            # a service that fails later takes no other one with it: its work waits in the streams
-            sys.stderr.write(f"{error}\n")
+        await keeper.run()
 
     async def _stop_all(self) -> None:
         await end(*self._tasks.values())
@@ -117,7 +116,8 @@ class Supervisor:
         entry = {"phase": condition.phase, "pid": condition.pid, "restarts": condition.restarts}
         times = {"since": condition.since, "reason": condition.reason, "born": birth(condition.pid or 0)}
         self._state.services[condition.name] = {**entry, **times}
-        write_state(self._home, self._state)
+        with contextlib.suppress(OSError):  # a full disk ends no keeping; the next change is written again
+            write_state(self._home, self._state)
         self._report(condition)
 
     def _phase(self, phase: str, failure: str = "") -> None:

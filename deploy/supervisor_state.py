@@ -63,14 +63,42 @@ def write_state(home: Path, state: SupervisorState) -> None:
 
 @contextlib.contextmanager
 def only_one(home: Path) -> Generator[None]:
-    """Hold the home's lock; SluiceError if another supervisor has it. The kernel frees it when the process dies."""
-    home.mkdir(parents=True, exist_ok=True)
-    with (home / "supervisor.lock").open("w") as lock:
+    """Hold the home's lock; SluiceError if another supervisor has it. The kernel frees it when the process dies.
+
+    A home in which the block raises before it has written anything is not left behind.
+    """
+    made = [folder for folder in (home, *home.parents) if not folder.exists()]
+    with _locked(home) as lock:
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise SluiceError(already_runs(home)) from error
-        yield
+            yield
+        except BaseException:
+            if [*home.iterdir()] == [lock]:
+                lock.unlink()
+                _remove_empty(made)
+            raise
+
+
+@contextlib.contextmanager
+def _locked(home: Path) -> Generator[Path]:
+    file = home / "supervisor.lock"
+    with contextlib.ExitStack() as open_files:
+        while True:
+            home.mkdir(parents=True, exist_ok=True)
+            lock = open_files.enter_context(file.open("w"))
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                raise SluiceError(already_runs(home)) from error
+            with contextlib.suppress(FileNotFoundError):  # a start that was refused has removed the file meanwhile
+                if os.path.samestat(os.fstat(lock.fileno()), file.stat()):
+                    break
+        yield file
+
+
+def _remove_empty(folders: list[Path]) -> None:
+    with contextlib.suppress(OSError):
+        for folder in folders:
+            folder.rmdir()
 
 
 def already_runs(home: Path) -> str:

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 
 from shared.errors import SettingsError
-from shared.settings import Settings, Tree, from_environment, merge, read_toml, validate
+from shared.settings import Layer, Settings, from_environment, read_toml, validate_layers
 
 Port = Annotated[int, Field(gt=0, lt=65536)]
 PREFIX = "SLUICE_"
@@ -36,8 +36,12 @@ class RedisSettings(Settings):
     """redis:// or rediss:// URL; empty starts an embedded server (sluice up only)."""
     port: Port = 8302
     """Port of the embedded server."""
+    fsync: Literal["everysec", "always"] = "everysec"
+    """When the embedded server writes to disk: once a second, or before every answer, which is slower."""
     connect_deadline_s: Annotated[float, Field(gt=0)] = 30
     """Seconds that a starting service waits for the server."""
+    outage_deadline_s: Annotated[float, Field(gt=0)] = 600
+    """Seconds that a running service waits for a server that is away, full or read-only, before it exits."""
 
 
 class GatewaySettings(Settings):
@@ -77,6 +81,9 @@ class EngineSettings(Settings):
     """Address that engines bind to and that router and trainer reach them by."""
     port: Port = 8310
     """Port of the first engine; engine i listens on port + i."""
+    command: list[str] = []
+    """What starts an engine, such as numactl and its options before `python -m services.rollout.engine_server`; the
+    sidecar appends its process id and the ServerArgs as JSON. Empty: that module alone."""
 
 
 class TrainerSettings(Settings):
@@ -147,8 +154,9 @@ def load_deployment(
     _check_names(given)
     variables = from_environment(given, PREFIX)
     variables.pop("run", None)
-    tree = merge(read_toml(path) if path else {}, variables, overrides or {})
-    return validate(Deployment, tree, str(path or "the deployment settings"))
+    file_layer = Layer(str(path or default), read_toml(path) if path else {})
+    layers = [file_layer, Layer("environment", variables, PREFIX), Layer("--set", overrides or {})]
+    return validate_layers(Deployment, layers)
 
 
 def _check_names(environ: Mapping[str, str]) -> None:
@@ -159,6 +167,7 @@ def _check_names(environ: Mapping[str, str]) -> None:
             raise SettingsError(f"{name} is no variable of Sluice; did you mean {PREFIX}{section}__{rest}?")
 
 
-def run_environment(environ: Mapping[str, str] | None = None) -> Tree:
+def run_environment(environ: Mapping[str, str] | None = None) -> Layer:
     """SLUICE_RUN__SECTION__NAME variables -> settings of a run, for whoever starts one."""
-    return from_environment(os.environ if environ is None else environ, PREFIX).get("run", {})
+    given = from_environment(os.environ if environ is None else environ, PREFIX)
+    return Layer("environment", given.get("run", {}), f"{PREFIX}RUN__")

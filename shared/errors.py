@@ -27,3 +27,7 @@ class RunConflict(SluiceError):
 
 class FencedOut(SluiceError):
     """Another process took over the lease that this one held."""
+
+
+class LedgerBehind(SluiceError):
+    """Redis lost its last writes, so the ledger stands before what the trainer did; it goes back to a checkpoint."""

@@ -33,9 +33,10 @@ class Tally:
 
 
 def is_due(settings: RunSettings, version: int) -> bool:
-    """True if this version is evaluated: 0, every `eval.every`-th and the last one."""
-    wanted = version % settings.eval.every == 0 or version == settings.trainer.steps
-    return bool(settings.eval.datasets) and wanted
+    """True if this version is evaluated: the one that the run begins with, every `eval.every`-th and the last one."""
+    first = settings.branch.step if settings.branch else 0
+    wanted = version % settings.eval.every == 0 or version in (first, settings.trainer.steps)
+    return bool(settings.eval.datasets) and wanted and version >= first
 
 
 async def read_tallies(redis: Redis, keys: Keys, version: int) -> list[Tally]:

@@ -92,6 +92,21 @@ class Rollout:
 
 
 @dataclass(frozen=True, slots=True)
+class TokenChunk:
+    """The next tokens of one unfinished attempt, all sampled by the policy or all added by the generate function."""
+
+    attempt: int
+    at: int
+    """How many tokens of the attempt, after the prompt, come before this chunk."""
+    token_ids: Int32Array
+    logprobs: Float32Array
+    weight_versions: Spans
+    sampled: bool
+    finish_reason: str = ""
+    """stop or length where a reply of the policy ends with this chunk; empty within a reply."""
+
+
+@dataclass(frozen=True, slots=True)
 class GroupReady:
     """A complete, scored, kept group. The payload stays in the group's hash; planning needs only what is here."""
 
@@ -105,6 +120,8 @@ class GroupReady:
     oldest_version: int
     newest_version: int
     pinned_version: int | None = None
+    priority: float = 0.0
+    """`priority` of the row's metadata, for the selection of that name."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -188,6 +205,9 @@ class DeadLetter:
     error: str
     deliveries: int
     time: float
+    group_id: int | None = None
+    evaluation: bool = False
+    """The group is one of an evaluation, whose version the engines may not serve any more."""
 
 
 @cache

@@ -3,21 +3,63 @@
 import asyncio
 import re
 import time
+from typing import Any
 
 from redis.asyncio import Redis
+from redis.asyncio.connection import Connection
 from redis.asyncio.retry import Retry
 from redis.backoff import ExponentialWithJitterBackoff
-from redis.exceptions import AuthenticationError, BusyLoadingError, RedisError, ResponseError
+from redis.exceptions import (
+    AuthenticationError,
+    BusyLoadingError,
+    ClusterDownError,
+    NoScriptError,
+    OutOfMemoryError,
+    ReadOnlyError,
+    RedisError,
+    ResponseError,
+    TryAgainError,
+)
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from shared.errors import SettingsError, SluiceError
 
-UNREACHABLE = (RedisConnectionError, RedisTimeoutError, BusyLoadingError)
-"""What Redis raises while it is down, restarting or out of reach; waiting and trying again is right."""
+
+class RedisUnwritable(ResponseError):
+    """Redis answers and takes no writes now: full, read-only, or its disk is failing."""
+
+
+UNREACHABLE = (
+    RedisConnectionError,
+    RedisTimeoutError,
+    BusyLoadingError,
+    ClusterDownError,
+    TryAgainError,
+    NoScriptError,  # a server that restarted forgot its scripts; to repeat the call sends them again
+    OutOfMemoryError,
+    ReadOnlyError,
+    RedisUnwritable,
+)
+"""What Redis raises while it is down, restarting, out of reach, full or read-only; to wait and try again is right."""
+REFUSALS = ("OOM command not allowed", "MISCONF ", "READONLY You can't write")
+"""How Redis refuses a write, also in the middle of what it says about a script."""
 
 MINIMUM_VERSION = (6, 2)
 READ_TIMEOUT_S = 60.0
+
+
+_DefaultParser: Any = type(Connection(protocol=2)._parser)  # pyright: ignore[reportPrivateUsage]  with hiredis, another
+
+
+class _Parser(_DefaultParser):
+    """Tells refused writes from wrong commands, also where a script ran into them."""
+
+    @classmethod
+    def parse_error(cls, response: str) -> Exception:
+        if any(refusal in response for refusal in REFUSALS):
+            return RedisUnwritable(response)
+        return super().parse_error(response)
 
 
 def connect(url: str) -> Redis:
@@ -26,7 +68,13 @@ def connect(url: str) -> Redis:
         raise SettingsError(f"redis.url is {url!r}; write redis://:password@host:port/0, or rediss:// for TLS")
     retry = Retry(ExponentialWithJitterBackoff(base=0.05, cap=1.0), retries=5)
     return Redis.from_url(
-        url, protocol=2, socket_timeout=READ_TIMEOUT_S, socket_connect_timeout=5, retry=retry, health_check_interval=15
+        url,
+        protocol=2,
+        parser_class=_Parser,
+        socket_timeout=READ_TIMEOUT_S,
+        socket_connect_timeout=5,
+        retry=retry,
+        health_check_interval=15,
     )
 
 
@@ -40,6 +88,9 @@ async def connect_checked(url: str, deadline_s: float) -> Redis:
     try:
         await _wait_for(redis, hide_password(url), deadline_s)
         await _check(redis, hide_password(url))
+    except UNREACHABLE as error:
+        await redis.aclose()
+        raise SluiceError(f"Redis at {hide_password(url)} went away ({error}); start it again") from error
     except SluiceError:
         await redis.aclose()
         raise

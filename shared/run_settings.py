@@ -65,14 +65,26 @@ class RolloutSettings(Settings):
     groups_per_step: Positive = 32
     """Groups that one optimizer step trains."""
     max_staleness: Annotated[int, Field(ge=0)] = 0
-    """Versions that generation may run ahead of training. 0 is synchronous, on-policy training and exact; with 1 or
-    more a group that took long can still be older, which staleness_max shows."""
+    """Versions that generation may run ahead of training. 0 is synchronous, on-policy training."""
+    staleness_policy: Literal["train", "drop", "wait"] = "train"
+    """A group that took longer than max_staleness versions: train it and count it, drop it, or never let it happen:
+    steps train groups in the order of their release and wait for the slowest."""
+    selection: str = "fifo"
+    """Which ready groups a step takes: fifo, freshest, priority (highest `priority` in the row's metadata), or
+    `module:function`."""
     over_sampling: Annotated[int, Field(ge=0)] = 0
-    """Extra groups that may be under way beyond the admission bound."""
+    """Extra groups that may be under way beyond the admission bound, so that a step need not wait for its slowest."""
+    max_stored_mib: Positive = 4096
+    """MiB of attempts in Redis beyond which no further group is released."""
+    partial_tokens: Annotated[int, Field(ge=0)] = 512
+    """Tokens after which an unfinished attempt is stored in Redis, for another worker to continue; 0 stores none."""
+    partial_seconds: Seconds = 10
+    """Seconds after which an unfinished attempt is stored though it has fewer new tokens."""
     concurrency: Positive = 64
     """Groups that one rollout worker generates at once."""
     request_deadline_s: Seconds = 600
-    """Seconds after which a generation request counts as failed."""
+    """Seconds after which a generation request counts as failed; for attempts that are stored, seconds without a new
+    token."""
     generate: str = ""
     """Plugin `module:function` that generates one group; empty for the built-in single turn."""
     sampling: SamplingSettings = SamplingSettings()
@@ -85,8 +97,9 @@ class EngineSettings(Settings):
     """auto takes cuda where a GPU is there."""
     server_args: dict[str, Any] = {}
     """Any field of SGLang's ServerArgs by its name, such as mem_fraction_static = 0.8."""
-    update_mode: Literal["retract", "abort", "in_place"] = "retract"
-    """What happens to requests in flight while weights change; retract recomputes their cache and is exact."""
+    update_mode: Literal["retract", "abort", "in_place", "drain"] = "retract"
+    """What happens to requests in flight while weights change; retract recomputes their cache and is exact;
+    drain lets them finish first, for at most half of weights.update_deadline_s."""
     start_deadline_s: Seconds = 300
     """Seconds that an engine may take from launch to its first healthy answer."""
 
@@ -151,6 +164,8 @@ class TrainerSettings(Settings):
     """Steps between durable checkpoints; the last step is always saved."""
     keep_checkpoints: Positive = 2
     """Newest checkpoints that stay on disk."""
+    archive: bool = False
+    """Write trained groups to files before they leave Redis, so that any step can be replayed at any time."""
 
 
 class WeightSettings(Settings):
@@ -187,6 +202,15 @@ class DeliverySettings(Settings):
     """Deliveries after which an entry goes to the dead letters."""
 
 
+class BranchSettings(Settings):
+    """Where a run goes on from a step of another one."""
+
+    run: str
+    """The run that it comes from."""
+    step: Annotated[int, Field(ge=0)]
+    """The step of that run whose weights, optimizer and schedule this run begins with."""
+
+
 class RunSettings(Settings):
     """One run."""
 
@@ -205,6 +229,8 @@ class RunSettings(Settings):
     weights: WeightSettings = WeightSettings()
     eval: EvalSettings = EvalSettings()
     delivery: DeliverySettings = DeliverySettings()
+    branch: BranchSettings | None = None
+    """Set by `sluice branch`."""
 
     @model_validator(mode="after")
     def _goes_together(self) -> "RunSettings":
@@ -229,6 +255,16 @@ class RunSettings(Settings):
             raise ValueError(
                 f"rollout.sampling.max_new_tokens is {longest}, which leaves no room for a prompt in"
                 f" engine.server_args.context_length = {context}; write a smaller one"
+            )
+        if self.rollout.staleness_policy == "wait" and self.rollout.over_sampling:
+            raise ValueError(
+                "rollout.over_sampling lets steps leave slow groups behind, and staleness_policy 'wait' waits for them;"
+                ' write over_sampling = 0, or staleness_policy = "drop"'
+            )
+        if self.rollout.staleness_policy == "wait" and self.rollout.selection != "fifo":
+            raise ValueError(
+                f"rollout.selection is {self.rollout.selection!r}, but staleness_policy 'wait' trains groups in order"
+                ' of their release; write selection = "fifo", or staleness_policy = "train" or "drop"'
             )
         if self.rollout.sampling.temperature == 0:
             raise ValueError("rollout.sampling.temperature is 0, so all attempts are equal; write 1.0")

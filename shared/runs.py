@@ -2,6 +2,7 @@
 
 import json
 import time
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Literal, cast
 
@@ -50,8 +51,16 @@ class Runs:
     def __init__(self, redis: Redis) -> None:
         self._redis = redis
 
-    async def create(self, settings: RunSettings) -> RunRecord:
-        """Register a run and put it in the queue; RunConflict if the name is taken."""
+    async def create(
+        self,
+        settings: RunSettings,
+        counters: Mapping[str, int] | None = None,
+        cursor: Mapping[str, str] | None = None,
+    ) -> RunRecord:
+        """Register a run and put it in the queue; RunConflict if the name is taken.
+
+        `counters` and `cursor` are where a run begins that does not begin at step 0.
+        """
         keys, now = Keys(settings.name), time.time()
         record: dict[Any, Any] = {
             "settings": settings.model_dump_json(),
@@ -64,6 +73,9 @@ class Runs:
             raise RunConflict(f"run {settings.name} exists; choose another name, such as --set name={settings.name}-2")
         async with self._redis.pipeline(transaction=True) as pipe:
             pipe.hset(keys.record, mapping=record)
+            for key, begin in ((keys.counters, counters), (keys.cursor, cursor)):
+                if begin:
+                    pipe.hset(key, mapping=cast(dict[Any, Any], dict(begin)))
             pipe.zadd(RUNS, {settings.name: now})
             pipe.rpush(QUEUE, settings.name)
             await pipe.execute()

@@ -11,8 +11,9 @@ from typing import Any
 
 from redis.asyncio import Redis
 
+from shared.await_redis import AwaitRedis, Outage
 from shared.deployment import Deployment, load_deployment
-from shared.errors import PluginError, RunRejected, SettingsError, SluiceError
+from shared.errors import FencedOut, PluginError, RunRejected, SettingsError, SluiceError
 from shared.health import serve_health
 from shared.logs import Log, configure
 from shared.redis_connection import UNREACHABLE, connect_checked
@@ -52,6 +53,10 @@ class Serving:
     @property
     def redis(self) -> Redis:
         return self.place.redis
+
+    def await_redis(self) -> AwaitRedis:
+        """Repeats calls to Redis while it is away, for as long as the deployment allows."""
+        return AwaitRedis(self.place.log, self.run, self.place.deployment.redis.outage_deadline_s)
 
 
 Serve = Callable[[Serving], Awaitable[None]]
@@ -97,17 +102,18 @@ def stop_on_signals() -> asyncio.Event:
 async def follow_runs(place: Place, role: str, serve: Serve, kinds: tuple[str, ...]) -> None:
     """Serve the active run of the deployment, then the next one, for ever; runs of other kinds are left alone."""
     runs, done = Runs(place.redis), ""
+    await_redis = AwaitRedis(place.log, "", place.deployment.redis.outage_deadline_s)
     while True:
-        try:
-            record = await runs.active()
-        except UNREACHABLE as error:
-            place.log.warning("redis_unreachable", error=str(error))
-            record = None
+        record = await await_redis(runs.active)
         if record is None or record.state in ENDED or record.run == done or record.settings.kind not in kinds:
             await asyncio.sleep(POLL_S)
             continue
-        await _serve_one(place, role, serve, record)
-        done = record.run
+        try:
+            await _serve_one(place, role, serve, record)
+            done = record.run
+        except UNREACHABLE as error:  # the service joins the run again as soon as Redis is back
+            place.log.warning("redis_unreachable", run=record.run, error=str(error))
+            await asyncio.sleep(POLL_S)
 
 
 async def _serve_one(place: Place, role: str, serve: Serve, record: RunRecord) -> None:
@@ -121,9 +127,11 @@ async def _serve_one(place: Place, role: str, serve: Serve, record: RunRecord) -
             await work
             await watch
     except (RunRejected, PluginError, SettingsError) as error:
+        reason = f"{role}: {error}"
         place.log.error("run_rejected", run=record.run, reason=str(error))
-        await Runs(place.redis).fail(record.run, f"{role}: {error}")
-    except UNREACHABLE:
+        await_redis = AwaitRedis(place.log, record.run, place.deployment.redis.outage_deadline_s)
+        await await_redis(lambda: Runs(place.redis).fail(record.run, reason))
+    except (FencedOut, *UNREACHABLE):  # no failure of the role: another process has it, or Redis is away
         raise
     except Exception as error:  # a bug or a broken machine: this process ends, the next one tries again
         await _count_failure(place.redis, record.run, role, error)
@@ -149,6 +157,7 @@ async def _count_failure(redis: Redis, run: str, role: str, error: Exception) ->
 
 async def _until_ended(place: Place, run: str, member: str, is_ready: asyncio.Event) -> None:
     runs = Runs(place.redis)
+    outage = Outage(place.log, run, place.deployment.redis.outage_deadline_s)
     last_heartbeat = 0.0
     clock = asyncio.get_running_loop().time
     while True:
@@ -160,8 +169,10 @@ async def _until_ended(place: Place, run: str, member: str, is_ready: asyncio.Ev
                 await announce(place.redis, run, member)
                 last_heartbeat = clock()
         except UNREACHABLE as error:
-            place.log.warning("redis_unreachable", run=run, error=str(error))
-        await asyncio.sleep(POLL_S)
+            await outage.wait(error)
+        else:
+            outage.over()
+            await asyncio.sleep(POLL_S)
 
 
 async def _first(*awaitables: Any) -> None:

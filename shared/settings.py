@@ -3,7 +3,8 @@
 import difflib
 import tomllib
 import types
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar, Union, cast, get_args, get_origin
 
@@ -19,6 +20,32 @@ class Settings(BaseModel):
     """A frozen settings model; unknown names are errors."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, coerce_numbers_to_str=True)
+
+
+@dataclass(frozen=True, slots=True)
+class Layer:
+    """Settings from one source, such as a file or the command line."""
+
+    source: str
+    tree: Tree
+    prefix: str = ""
+    """Of the names of variables, where they are the source: `SLUICE_` makes `gateway.port` SLUICE_GATEWAY__PORT."""
+
+    def reach(self, path: Sequence[str | int]) -> tuple[list[str], bool]:
+        """The names on a setting's path that are in this layer, and whether they end at a value, not at a section."""
+        node: Any = self.tree
+        names: list[str] = []
+        for part in path:
+            if not isinstance(node, dict) or part not in node:
+                break
+            names.append(str(part))
+            node = node[part]
+        return names, not isinstance(node, dict)
+
+    def place(self, path: Sequence[str | int]) -> str:
+        """Where to look for a setting: the source, or its variable; `SLUICE_GATEWAY__*` for a whole section."""
+        names, is_value = self.reach(path)
+        return self.prefix + "__".join([*names, *([] if is_value else ["*"])]).upper() if self.prefix else self.source
 
 
 def read_toml(path: Path) -> Tree:
@@ -62,10 +89,32 @@ def merge(*layers: Tree) -> Tree:
 
 def validate(model: type[S], tree: Tree, source: str) -> S:
     """Check a tree against the model; SettingsError lists every wrong name and value, with what to write instead."""
+    return validate_layers(model, [Layer(source, tree)])
+
+
+def validate_layers(model: type[S], layers: Sequence[Layer]) -> S:
+    """`validate` of the layers merged, later ones winning; each wrong setting is told with the layer that it is from.
+
+    Raises:
+        SettingsError: a name or value is wrong.
+    """
     try:
-        return model.model_validate(tree)
+        return model.model_validate(merge(*(layer.tree for layer in layers)))
     except ValidationError as error:
-        raise SettingsError("\n".join(_sentence(model, source, cast(Tree, e)) for e in error.errors())) from None
+        errors = (cast(Tree, one) for one in error.errors())
+        raise SettingsError("\n".join(_sentence(model, _origin(layers, one), one) for one in errors)) from None
+
+
+def _origin(layers: Sequence[Layer], error: Tree) -> str:
+    """What to correct: the last layer that gives the value; else all that fill the section, or lack something in it."""
+    path = cast(tuple[str | int, ...], error["loc"])
+    for layer in reversed(layers):
+        if layer.reach(path)[1]:
+            return layer.place(path)
+    given = [layer for layer in layers if layer.tree] or layers[:1]
+    deepest = max(len(layer.reach(path)[0]) for layer in given)
+    about = [layer.place(path) for layer in given if len(layer.reach(path)[0]) == deepest]
+    return about[0] if error["type"] == "missing" else " and ".join(about)
 
 
 def _tree(pairs: Iterable[tuple[list[str], str]]) -> Tree:
@@ -89,7 +138,7 @@ def _value(text: str) -> Any:
 
 def _sentence(model: type[BaseModel], source: str, error: Tree) -> str:
     path = [str(part) for part in error["loc"]]
-    name = ".".join(path) or "the settings"
+    name = ".".join(path)
     if error["type"] == "extra_forbidden":
         known = _names_at(model, path[:-1])
         close = difflib.get_close_matches(path[-1], known, n=1, cutoff=0.5)
@@ -100,12 +149,16 @@ def _sentence(model: type[BaseModel], source: str, error: Tree) -> str:
     if error["type"] == "missing":
         return f"{source}: {name} is required; add it"
     message = str(error["msg"]).removeprefix("Value error, ")
+    if not path:
+        return f"{source}: {message}"
     given = "" if isinstance(error["input"], dict) else f" is {error['input']!r}"
     return f"{source}: {name}{given}; {message[:1].lower()}{message[1:]}"
 
 
 def _names_at(model: type[BaseModel], path: list[str]) -> list[str]:
     for part in path:
+        if part.isdecimal():
+            continue  # the place in a list of models
         field = model.model_fields.get(part)
         nested = _model_in(field.annotation) if field else None
         if nested is None:

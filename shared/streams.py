@@ -2,22 +2,34 @@
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar, cast
 
 from redis.asyncio import Redis
 from redis.exceptions import ResponseError
 
+from shared import lua
 from shared.errors import WireError
-from shared.messages import Codec, DeadLetter
+from shared.messages import MAX_ENTRY_BYTES, Codec, DeadLetter
+from shared.pending import LET_GO, Pending, choose
 from shared.redis_connection import UNREACHABLE
 from shared.topology import DEAD, Keys, StreamSpec
 
 M = TypeVar("M")
 N = TypeVar("N")
+Entry = tuple[bytes, dict[bytes, bytes]]
 OnDead = Callable[[int | None, str], Awaitable[None]]
-"""Called with (group id if known, reason) before a dead entry is acknowledged."""
+"""Called with (group id if known, reason) before a dead entry is acknowledged; it may be called again."""
+RECLAIM_PAGE = 100
+LETTER_BYTES = MAX_ENTRY_BYTES - 2**16
+"""The largest entry that a dead letter keeps."""
+
+
+def evaluation_of(fields: Mapping[bytes, bytes]) -> tuple[int, str] | None:
+    """(pinned version, dataset) of an entry that belongs to an evaluation, also if the entry does not decode."""
+    version, is_eval, dataset = fields.get(b"e", b"").decode(errors="replace").partition("|")
+    return (int(version), dataset) if is_eval and version.isdecimal() else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,16 +52,24 @@ class Stream(Generic[M]):
         self.redis = redis
         self.delivery = delivery or Delivery()
         self.on_dead: OnDead | None = None
-        self._dead_key = Keys(run).stream(DEAD)
+        self._dead_key, self._emitted_key = Keys(run).stream(DEAD), Keys(run).emitted
         self._consumer = consumer
         self._held: set[str] = set()
+        self._suspect = ""
+        self._idle = asyncio.Event()
+        self._idle.set()
+        self._let_go: set[str] = set()
         self._next_reclaim = 0.0
+        self._renew_script = redis.register_script(lua.RENEW)
+        self._pending_script = redis.register_script(lua.PENDING)
+        self._bury_script = redis.register_script(lua.BURY)
+        self.forward_script = redis.register_script(lua.FORWARD)
 
     async def publish(self, *messages: M) -> None:
         """Append messages in order, all or none."""
         async with self.redis.pipeline(transaction=True) as pipe:
             for message in messages:
-                pipe.xadd(self.key, self.fields(message))
+                pipe.xadd(self.key, self.fields(message), maxlen=self.spec.keep_newest)
             await pipe.execute()
 
     def fields(self, message: M) -> dict[Any, Any]:
@@ -92,25 +112,45 @@ class Stream(Generic[M]):
                 raise
 
     async def receive(self, count: int, block_s: float) -> list["Message[M]"]:
-        """Up to `count` messages: entries whose consumer fell silent first, then new ones, waiting up to `block_s`."""
-        entries = await self._reclaim(count)
-        if not entries:
-            entries = await self._read_group(">", count, block_s)
-        return await self._decode(entries)
+        """Up to `count` messages: entries whose consumer fell silent first, then new ones, waiting up to `block_s`.
+
+        An entry that two workers fell silent with is a suspect: it is received alone, by a consumer that holds nothing
+        else, and nothing else is received until it is done. While suspects wait, nothing new is received.
+        """
+        await self._tell_let_go()
+        if self._suspect:
+            await self._wait_until_idle(block_s)
+            return []
+        claimed = await self._reclaim(count)
+        if claimed is None:
+            await self._wait_until_idle(block_s)
+            return []
+        return claimed or await self._decode(await self._read_group(">", count, block_s), {})
 
     async def recover(self, count: int = 10_000) -> list["Message[M]"]:
         """What an earlier process of the same consumer name had received and not acknowledged, oldest first."""
-        return await self._decode(await self._read_group("0", count, 0))
+        entries = await self._read_group("0", count, 0)
+        pending = await self._pending(count, consumername=self._consumer) if entries else []
+        return await self._decode(entries, {entry.entry_id: entry.deliveries for entry in pending})
+
+    async def still_pending(self, messages: Sequence["Message[M]"]) -> list[bool]:
+        """For each message, whether its entry is still to be acknowledged as far as Redis knows.
+
+        It is not if another worker settled it, or if Redis came back without the moment in which it was delivered; what
+        Redis does not know any more may have been released anew, as another group of the same id.
+        """
+        args = [self.spec.group or "", *(message.entry_id for message in messages)]
+        return [bool(found) for found in await self._pending_script(keys=[self.key], args=args)]
 
     async def keep_leases(self) -> None:
         """Renew the lease of every message that is being worked on, until cancelled."""
         while True:
             await asyncio.sleep(self.delivery.lease_s / 3)
-            if self._held:
-                try:
-                    await self._claim(sorted(self._held), min_idle_ms=0, justid=True)
-                except UNREACHABLE:
-                    continue  # whoever reads or writes next reports that Redis is gone; this one tries again
+            try:
+                await self._tell_let_go()
+                await self._renew(self._held, self._consumer)
+            except UNREACHABLE:
+                continue  # whoever reads or writes next reports that Redis is gone; this one tries again
 
     def settle(self, pipe: Any, entry_id: str) -> None:
         """Queue the acknowledgement of an entry on a pipeline."""
@@ -121,69 +161,140 @@ class Stream(Generic[M]):
     def release(self, entry_id: str) -> None:
         """Stop renewing an entry's lease."""
         self._held.discard(entry_id)
+        if entry_id == self._suspect:
+            self._suspect = ""
+        if not self._held:
+            self._idle.set()
+
+    def let_go(self, entry_id: str) -> None:
+        """Stop renewing an entry's lease, and let the others know that its worker is alive and did not die of it."""
+        self.release(entry_id)
+        self._let_go.add(entry_id)
+
+    async def leave(self) -> None:
+        """Tell the others at once what was let go of, for a consumer that ends."""
+        await self._tell_let_go()
 
     async def bury(self, entry_id: str, fields: dict[bytes, bytes], reason: str, deliveries: int) -> None:
-        """Return the group's slot, then move the entry to the dead letters in one transaction."""
-        group_id = int(fields[b"g"]) if b"g" in fields else None
-        if self.on_dead is not None:
-            await self.on_dead(group_id, reason)
-        codec: Codec[DeadLetter] = Codec(DeadLetter)
-        letter = DeadLetter(self.spec.name, fields.get(b"m", b""), reason, deliveries, time.time())
-        async with self.redis.pipeline(transaction=True) as pipe:
-            pipe.xadd(self._dead_key, {"m": codec.encode(letter)})
-            self.settle(pipe, entry_id)
-            await pipe.execute()
+        """Return the group's slot, then move the entry to the dead letters, once, in one transaction."""
+        if not await self._is_pending(entry_id):
+            self.release(entry_id)
+            return  # another consumer settled it meanwhile
+        letter = self._letter(fields, reason, deliveries)
+        group_id = "" if letter.group_id is None else letter.group_id
+        names = [self.key, self._dead_key, self._emitted_key]
+        data = Codec[DeadLetter](DeadLetter).encode(letter)
+        for may_be_redriven in (True, False):
+            await self.give_up_group(fields, reason)
+            check = int(may_be_redriven and group_id != "" and self.gives_up_groups)
+            args = [self.spec.group or "", entry_id, data, int(self.spec.delete_on_ack), group_id, check]
+            if int(await self._bury_script(keys=names, args=args)) >= 0:
+                break  # else a person sent the group again after its slot was returned, and it is returned once more
         self.release(entry_id)
 
-    async def _read_group(self, start: str, count: int, block_s: float) -> list[tuple[bytes, dict[bytes, bytes]]]:
+    @property
+    def gives_up_groups(self) -> bool:
+        """True if `give_up_group` settles the group of an entry that has one."""
+        return self.on_dead is not None
+
+    async def give_up_group(self, fields: dict[bytes, bytes], reason: str) -> None:
+        """What has to happen to the group of an entry before the entry goes to the dead letters."""
+        if self.on_dead is not None:
+            await self.on_dead(int(fields[b"g"]) if b"g" in fields else None, reason)
+
+    def _letter(self, fields: dict[bytes, bytes], reason: str, deliveries: int) -> DeadLetter:
+        entry, group_id = fields.get(b"m", b""), int(fields[b"g"]) if b"g" in fields else None
+        if len(entry) > LETTER_BYTES:
+            reason, entry = f"{reason}; its {len(entry)} bytes were not kept", b""
+        is_evaluation = evaluation_of(fields) is not None
+        return DeadLetter(self.spec.name, entry, reason, deliveries, time.time(), group_id, is_evaluation)
+
+    async def _read_group(self, start: str, count: int, block_s: float) -> list[Entry]:
         block = int(block_s * 1000) or None
         answer = await self.redis.xreadgroup(
             self.spec.group or "", self._consumer, {self.key: start}, count=count, block=block
         )
         return cast(list[Any], answer)[0][1] if answer else []
 
-    async def _reclaim(self, count: int) -> list[tuple[bytes, dict[bytes, bytes]]]:
+    async def _is_pending(self, entry_id: str) -> bool:
+        return bool(await self.redis.xpending_range(self.key, self.spec.group or "", entry_id, entry_id, 1))
+
+    async def _pending(self, count: int, **which: Any) -> list[Pending]:
+        entries = await self.redis.xpending_range(self.key, self.spec.group or "", "-", "+", count, **which)
+        return [
+            Pending(entry["message_id"].decode(), entry["consumer"].decode(), int(entry["times_delivered"]))
+            for entry in cast(list[dict[str, Any]], entries)
+        ]
+
+    async def _reclaim(self, count: int) -> list["Message[M]"] | None:
+        """Messages of silent consumers; None if suspects wait until this consumer holds nothing."""
         if time.monotonic() < self._next_reclaim:
             return []
-        idle_ms = int(self.delivery.lease_s * 1000)
-        pending = cast(
-            list[dict[str, Any]],
-            await self.redis.xpending_range(self.key, self.spec.group or "", "-", "+", count, idle=idle_ms),
-        )
-        if not pending:
+        page = max(count, RECLAIM_PAGE) + len(self._held)
+        pending = await self._pending(page, idle=int(self.delivery.lease_s * 1000))
+        silent = [entry for entry in pending if entry.entry_id not in self._held]
+        if not silent:
             self._next_reclaim = time.monotonic() + self.delivery.lease_s / 3
             return []
-        ids = [entry["message_id"].decode() for entry in pending if entry["message_id"].decode() not in self._held]
-        entries = await self._claim(ids, idle_ms) if ids else []
-        deliveries = {entry["message_id"]: int(entry["times_delivered"]) for entry in pending}
-        kept: list[tuple[bytes, dict[bytes, bytes]]] = []
-        for entry_id, fields in entries:
-            if deliveries[entry_id] < self.delivery.max_deliveries:
-                kept.append((entry_id, fields))
-            else:
-                reason = f"given up after {deliveries[entry_id]} deliveries without an acknowledgement"
-                await self.bury(entry_id.decode(), fields, reason, deliveries[entry_id])
-        return kept
+        choice = choose(silent, self.delivery.max_deliveries)
+        await self._give_up(choice.give_up)
+        if choice.suspects and self._held:
+            return None
+        for suspect in choice.suspects:
+            if taken := await self._take_over([suspect]):
+                self._suspect = taken[0].entry_id
+                return taken
+        return await self._take_over(choice.others[:count])
 
-    async def _claim(
-        self, ids: Sequence[str], min_idle_ms: int, justid: bool = False
-    ) -> list[tuple[bytes, dict[bytes, bytes]]]:
-        claimed = await self.redis.xclaim(
-            self.key, self.spec.group or "", self._consumer, min_idle_ms, list(ids), justid=justid
-        )
-        return [] if justid else [(entry_id, fields) for entry_id, fields in cast(list[Any], claimed) if fields]
+    async def _give_up(self, entries: Sequence[Pending]) -> None:
+        deliveries = {entry.entry_id: entry.deliveries for entry in entries}
+        for raw_id, fields in await self._claim(list(deliveries)):
+            count = deliveries[raw_id.decode()]
+            reason = f"given up after {count} deliveries without an acknowledgement"
+            await self.bury(raw_id.decode(), fields, reason, count)
 
-    async def _decode(self, entries: list[tuple[bytes, dict[bytes, bytes]]]) -> list["Message[M]"]:
+    async def _take_over(self, entries: Sequence[Pending]) -> list["Message[M]"]:
+        claimed = await self._claim([entry.entry_id for entry in entries])
+        return await self._decode(claimed, {entry.entry_id: entry.deliveries + 1 for entry in entries})
+
+    async def _claim(self, ids: list[str]) -> list[Entry]:
+        if not ids:
+            return []
+        idle_ms = int(self.delivery.lease_s * 1000)
+        claimed = await self.redis.xclaim(self.key, self.spec.group or "", self._consumer, idle_ms, list[Any](ids))
+        return [(entry_id, fields) for entry_id, fields in cast(list[Any], claimed) if fields]
+
+    async def _renew(self, ids: set[str], owner: str) -> None:
+        """Renew the leases of those entries that are still this consumer's, in the name of `owner`."""
+        if ids:
+            args = [self.spec.group or "", self._consumer, owner, *sorted(ids)]
+            await self._renew_script(keys=[self.key], args=args)
+
+    async def _tell_let_go(self) -> None:
+        ids = set(self._let_go)
+        await self._renew(ids, LET_GO)
+        self._let_go -= ids
+
+    async def _wait_until_idle(self, seconds: float) -> None:
+        try:
+            async with asyncio.timeout(seconds):
+                await self._idle.wait()
+        except TimeoutError:
+            return
+
+    async def _decode(self, entries: list[Entry], deliveries: dict[str, int]) -> list["Message[M]"]:
         messages: list[Message[M]] = []
         for raw_id, fields in entries:
             entry_id = raw_id.decode()
+            count = deliveries.get(entry_id, 1)
             try:
                 body = self.codec.decode(fields.get(b"m", b""))
             except WireError as error:
-                await self.bury(entry_id, fields, str(error), 1)
+                await self.bury(entry_id, fields, str(error), count)
                 continue
             self._held.add(entry_id)
-            messages.append(Message(self, entry_id, body, fields))
+            self._idle.clear()
+            messages.append(Message(self, entry_id, body, fields, count))
         return messages
 
 
@@ -195,6 +306,8 @@ class Message(Generic[M]):
     entry_id: str
     body: M
     fields: dict[bytes, bytes]
+    deliveries: int = 1
+    """How often the entry was delivered, this time included."""
 
     async def ack(self) -> None:
         """Done, with nothing to publish."""
@@ -203,26 +316,35 @@ class Message(Generic[M]):
             await pipe.execute()
         self.stream.release(self.entry_id)
 
-    async def forward(self, target: Stream[N], *results: N) -> None:
-        """Publish the results and acknowledge this message in one transaction."""
-        await forward([self], target, *results)
+    async def forward(self, target: Stream[N], *results: N, forget: Sequence[str] = ()) -> None:
+        """Publish the results, acknowledge this message and delete keys, in one transaction."""
+        await forward([self], target, *results, forget=forget)
 
-    async def dead_letter(self, reason: str, deliveries: int = 1) -> None:
+    async def dead_letter(self, reason: str, deliveries: int | None = None) -> None:
         """Give the message up; a person can look at it and send it again."""
-        await self.stream.bury(self.entry_id, self.fields, reason, deliveries)
+        await self.stream.bury(self.entry_id, self.fields, reason, deliveries or self.deliveries)
 
     def retry_later(self) -> None:
         """Let go of the message; it is delivered again, here or elsewhere, when its lease has run out."""
-        self.stream.release(self.entry_id)
+        self.stream.let_go(self.entry_id)
 
 
-async def forward(messages: Sequence[Message[M]], target: Stream[N], *results: N) -> None:
-    """Publish results and acknowledge all messages that they came from, in one transaction."""
-    async with target.redis.pipeline(transaction=True) as pipe:
-        for result in results:
-            pipe.xadd(target.key, target.fields(result))
-        for message in messages:
-            message.stream.settle(pipe, message.entry_id)
-        await pipe.execute()
+async def forward(messages: Sequence[Message[M]], target: Stream[N], *results: N, forget: Sequence[str] = ()) -> None:
+    """Publish results, acknowledge all messages that they came from and delete keys, in one transaction.
+
+    The messages are of one stream. If none of them is pending any more, because another worker settled them or because
+    Redis lost their delivery, nothing happens; in the second case they are delivered again.
+    """
+    if not messages:
+        return
+    source = messages[0].stream
+    assert all(message.stream is source for message in messages), "the messages of one transaction are of one stream"
+    keep = target.spec.keep_newest
+    args: list[Any] = [source.spec.group or "", int(source.spec.delete_on_ack), "" if keep is None else keep]
+    args += [len(messages), *(message.entry_id for message in messages)]
+    for result in results:
+        pairs = [part for pair in target.fields(result).items() for part in pair]
+        args += [len(pairs), *pairs]
+    await source.forward_script(keys=[source.key, target.key, *forget], args=args)
     for message in messages:
-        message.stream.release(message.entry_id)
+        source.release(message.entry_id)

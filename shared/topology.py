@@ -24,6 +24,8 @@ class StreamSpec:
     group: str | None
     delete_on_ack: bool = False
     """True where the work that acknowledges an entry stores all of it elsewhere in Redis."""
+    keep_newest: int | None = None
+    """About how many entries stay; None: all, until retention deletes what a durable checkpoint covers."""
 
 
 PROMPTS = StreamSpec("prompts", Prompt, ("gateway",), "rollout", delete_on_ack=True)
@@ -32,7 +34,7 @@ GROUPS = StreamSpec("groups", GroupReady, ("reward", "rollout"), "trainer")
 EVALS = StreamSpec("evals", GroupReady, ("reward",), None)
 STEPS = StreamSpec("steps", StepRecord, ("trainer",), None)
 WEIGHTS = StreamSpec("weights", WeightVersion, ("trainer",), None)
-EVENTS = StreamSpec("events", Event, ("gateway", "rollout", "reward", "trainer", "engine"), None)
+EVENTS = StreamSpec("events", Event, ("gateway", "rollout", "reward", "trainer", "engine"), None, keep_newest=100_000)
 DEAD = StreamSpec("dead", DeadLetter, ("rollout", "reward", "trainer"), None)
 
 STREAMS = (PROMPTS, ROLLOUTS, GROUPS, EVALS, STEPS, WEIGHTS, EVENTS, DEAD)
@@ -61,13 +63,48 @@ class Keys:
 
     @property
     def counters(self) -> str:
-        """Hash of counts: released, dropped, emitted, trained, eval_released, weight_version, step, ..."""
+        """Hash of counts: released, dropped, emitted, trained, intended, step, weight_version, ..."""
         return f"{{{self.run}}}:counters"
 
     @property
     def emitted(self) -> str:
-        """Bitmap by group id: the group was emitted or dropped, once."""
+        """Bitmap by group id: the group was emitted, evaluated or dropped, once."""
         return f"{{{self.run}}}:emitted"
+
+    @property
+    def trained(self) -> str:
+        """Bitmap by group id: the group belongs to a recorded step."""
+        return f"{{{self.run}}}:trained"
+
+    @property
+    def dropped(self) -> str:
+        """Bitmap by group id: the group was dropped, and counted with its reason."""
+        return f"{{{self.run}}}:dropped"
+
+    @property
+    def evaluated(self) -> str:
+        """Bitmap by group id: the group was an evaluation and is in its tally."""
+        return f"{{{self.run}}}:evaluated"
+
+    @property
+    def eval_groups(self) -> str:
+        """Bitmap by group id: the group was released as an evaluation."""
+        return f"{{{self.run}}}:eval_groups"
+
+    @property
+    def accounts(self) -> str:
+        """Hash of token counts: `<state>|<margin>`, see shared.accounts."""
+        return f"{{{self.run}}}:accounts"
+
+    @property
+    def dead_groups(self) -> str:
+        """Set of the groups that were dropped as dead; their attempts are kept until a person decides."""
+        return f"{{{self.run}}}:dead_groups"
+
+    @property
+    def trainer_epoch(self) -> str:
+        """Number: which process is the trainer of this run; one with a smaller one can write nothing to the ledger."""
+        return f"{{{self.run}}}:trainer"
 
     @property
     def cursor(self) -> str:
@@ -91,6 +128,18 @@ class Keys:
     def unscored(self, group_id: int) -> str:
         """Hash: attempt -> Rollout, while a reward that scores whole groups waits for the rest of the group."""
         return f"{{{self.run}}}:unscored:{group_id}"
+
+    def tokens(self, group_id: int) -> str:
+        """Hash: margin -> tokens of the group's stored attempts, until the group is trained, dropped or evaluated."""
+        return f"{{{self.run}}}:tokens:{group_id}"
+
+    def partial(self, group_id: int) -> str:
+        """Stream of TokenChunk: what the unfinished attempts of a group have so far."""
+        return f"{{{self.run}}}:partial:{group_id}"
+
+    def partial_owner(self, group_id: int) -> str:
+        """String: who may append to the partial stream; whoever takes the group over replaces it."""
+        return f"{{{self.run}}}:partial:{group_id}:owner"
 
     def enrolled(self, version: int) -> str:
         """Hash: engine -> JSON of its part in the rendezvous of this version."""

@@ -4,13 +4,13 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 from shared.errors import SluiceError
-from shared.messages import Prompt, Rollout
+from shared.messages import GroupReady, Prompt, Rollout
 
 if TYPE_CHECKING:
     from services.rollout.session import Session
     from sluice.client import Client
 
-__all__ = ["Client", "Prompt", "Rollout", "Session", "SluiceError"]
+__all__ = ["Client", "GroupReady", "Prompt", "Rollout", "Session", "SluiceError"]
 
 LAZY = {"Client": "sluice.client", "Session": "services.rollout.session"}
 """Loaded on first use: a reward plugin needs neither an HTTP client nor the rollout service."""

@@ -1,7 +1,7 @@
 """Method calls -> requests to the gateway's REST API, with answers as typed objects and errors as sentences."""
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -9,6 +9,7 @@ from urllib.parse import quote
 import httpx
 
 from shared.errors import SluiceError
+from shared.ledger_answers import DeadEntry, DeadLetterList, Discarded, LedgerAnswer, Lineage, Redriven
 from sluice.answers import Dataset, Run, Sample, Step, StreamEvent
 
 CHUNK_BYTES = 256 * 1024
@@ -66,7 +67,7 @@ class Client:
 
         Args:
             parameters: format ("jsonl" or "parquet"; by the file's name if not given), prompt_key, label_key,
-                metadata_key.
+                metadata_key; replace="true" takes the place of a dataset of that name, once the upload is complete.
 
         Raises:
             GatewayError: 409 if the name is taken, 422 with the malformed lines; then nothing is stored.
@@ -85,6 +86,11 @@ class Client:
         """Create a run from a tree of settings, as a run file holds them."""
         return Run.model_validate(self._ask("POST", "/v1/runs", json=settings).json())
 
+    def branch_run(self, run: str, step: int, name: str = "", settings: dict[str, Any] | None = None) -> Run:
+        """Create a run that goes on from a step of `run`; `settings` are what differs, as a tree."""
+        body = {"step": step, "name": name, "settings": settings or {}}
+        return Run.model_validate(self._ask("POST", f"/v1/runs/{_quoted(run)}/branch", json=body).json())
+
     def runs(self) -> list[Run]:
         return [Run.model_validate(one) for one in self._get("/v1/runs")["runs"]]
 
@@ -100,12 +106,46 @@ class Client:
         found = self._get(f"/v1/runs/{_quoted(run)}/steps", after=after, limit=limit)["steps"]
         return [Step.model_validate(one) for one in found]
 
-    def samples(self, run: str, limit: int = 20, group_id: int | None = None) -> list[Sample]:
-        """Scored attempts that are still in Redis, newest groups first."""
-        wanted = {"limit": limit} if group_id is None else {"limit": limit, "group_id": group_id}
+    def samples(
+        self, run: str, limit: int = 20, group_id: int | None = None, evaluations: bool | None = None
+    ) -> list[Sample]:
+        """Scored attempts that are still in Redis, newest groups first; `evaluations` wants only those, or none."""
+        choice = {"group_id": group_id, "evaluations": evaluations}
+        wanted = {"limit": limit, **{name: value for name, value in choice.items() if value is not None}}
         return [
             Sample.model_validate(one) for one in self._get(f"/v1/runs/{_quoted(run)}/samples", **wanted)["samples"]
         ]
+
+    def delete_run(self, run: str, files: bool = False) -> None:
+        """Delete a run that has ended, and with `files` its checkpoints, export and archive."""
+        self._ask("DELETE", f"/v1/runs/{_quoted(run)}", params={"files": files})
+
+    def ledger(self, run: str, verify: bool = False) -> LedgerAnswer:
+        """What became of every group and token; `verify` proves it."""
+        return LedgerAnswer.model_validate(self._get(f"/v1/runs/{_quoted(run)}/ledger", verify=verify))
+
+    def lineage(self, run: str, group_id: int) -> Lineage:
+        """One group, from its prompt to the weights that it trained."""
+        return Lineage.model_validate(self._get(f"/v1/runs/{_quoted(run)}/lineage/{group_id}"))
+
+    def dead_letters(self, run: str, limit: int = 100) -> DeadLetterList:
+        """Entries that were given up, newest first."""
+        return DeadLetterList.model_validate(self._get(f"/v1/runs/{_quoted(run)}/dead", limit=limit))
+
+    def dead_letter(self, run: str, letter: str) -> DeadEntry:
+        return DeadEntry.model_validate(self._get(f"/v1/runs/{_quoted(run)}/dead/{_quoted(letter)}"))
+
+    def redrive(self, run: str, groups: Sequence[int] = (), everything: bool = False) -> Redriven:
+        """Send dead groups again."""
+        wanted = {"all": True} if everything else {"groups": list(groups)}
+        return Redriven.model_validate(self._ask("POST", f"/v1/runs/{_quoted(run)}/dead/redrive", json=wanted).json())
+
+    def discard(
+        self, run: str, groups: Sequence[int] = (), letters: Sequence[str] = (), everything: bool = False
+    ) -> Discarded:
+        """Delete dead letters, with all letters of their groups."""
+        wanted = {"all": True} if everything else {"groups": list(groups), "ids": list(letters)}
+        return Discarded.model_validate(self._ask("DELETE", f"/v1/runs/{_quoted(run)}/dead", json=wanted).json())
 
     def events(self, run: str, after_id: str = "", timeout_s: float = 60.0) -> Iterator[StreamEvent]:
         """What happens to a run, as it happens; ends after the run ended. `after_id` resumes behind that event."""

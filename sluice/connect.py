@@ -10,14 +10,25 @@ from sluice.client import Client
 
 
 def connect(deployment: Deployment, timeout_s: float = 30.0) -> Client:
-    """A client for the deployment; SluiceError if there is no key to be found."""
+    """A client for the deployment; SluiceError if it does not run here, or there is no key to be found."""
     return Client(gateway_url(deployment), api_key(deployment), timeout_s)
 
 
 def gateway_url(deployment: Deployment) -> str:
-    """gateway.url if set, else where the supervisor of this home runs it, else host and port of the settings."""
+    """gateway.url if set, else where the supervisor of this home runs it, else host and port of the settings.
+
+    Raises:
+        SluiceError: a supervisor of this home has ended; what answers at a port of the settings is another deployment.
+    """
     state = None if deployment.gateway.url else read_state(deployment.paths.home)
-    return state.gateway_url if state is not None and state.alive else local_gateway_url(deployment)
+    if state is None:
+        return local_gateway_url(deployment)
+    if not state.alive:
+        raise SluiceError(
+            f"Sluice is not running here ({deployment.paths.home.absolute()}); start it with `sluice up`,"
+            " or set gateway.url (SLUICE_GATEWAY__URL) to one that runs elsewhere"
+        )
+    return state.gateway_url
 
 
 def key_file(deployment: Deployment) -> Path:

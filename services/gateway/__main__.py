@@ -66,7 +66,7 @@ async def _open_parts(deployment: Deployment) -> AsyncGenerator[Parts]:
         home = deployment.paths.home.absolute()
         api_key = find_api_key(home, deployment.gateway.api_key)
         datasets = DatasetStore(home / "datasets")
-        yield Parts(redis, datasets, router, api_key)
+        yield Parts(redis, datasets, router, api_key, deployment.runs_folder)
 
 
 async def _serve(parts: Parts, port: socket.socket, log: Log) -> None:

@@ -2,11 +2,19 @@
 
 from fastapi import Depends, FastAPI
 
-from services.gateway import forward_generation, serve_datasets, serve_runs, serve_status
-from services.gateway.answers import ErrorAnswer
+from services.gateway import (
+    branch_run,
+    forward_generation,
+    serve_datasets,
+    serve_dead,
+    serve_ledger,
+    serve_runs,
+    serve_status,
+)
 from services.gateway.error_answers import answer_errors
 from services.gateway.parts import Parts, authenticate
 from shared.logs import Log
+from shared.rest_answers import ErrorAnswer
 
 DESCRIPTION = """Datasets in, runs started and followed, the model asked.
 
@@ -21,7 +29,15 @@ def build_app(parts: Parts, log: Log) -> FastAPI:
     app.state.parts = parts
     answer_errors(app, log)
     app.include_router(serve_status.health)
-    for routes in (serve_status.routes, serve_datasets.routes, serve_runs.routes, forward_generation.routes):
+    for routes in (
+        serve_status.routes,
+        serve_datasets.routes,
+        serve_runs.routes,
+        serve_ledger.routes,
+        serve_dead.routes,
+        branch_run.routes,
+        forward_generation.routes,
+    ):
         app.include_router(
             routes, dependencies=[Depends(authenticate)], responses={s: {"model": ErrorAnswer} for s in (401, 422, 503)}
         )

@@ -4,7 +4,7 @@ from typing import Any, cast
 
 import httpx
 
-from services.gateway.answers import RouterStatus
+from shared.rest_answers import RouterStatus
 
 STATUS_DEADLINE_S = 2.0
 

@@ -6,10 +6,11 @@ from collections import Counter
 from pathlib import Path
 from typing import Any, cast
 
-from services.gateway.dataset_store import Dataset, DatasetStore
+from services.gateway.dataset_store import DatasetStore
 from services.gateway.refusals import Refusal
 from services.gateway.suggest_name import suggest
 from shared.errors import SettingsError
+from shared.rest_answers import Dataset
 from shared.run_settings import RunSettings
 from shared.settings import validate
 
@@ -34,7 +35,12 @@ def parse_run(content_type: str, body: bytes) -> RunSettings:
         raise Refusal(422, f"the body is not valid {media_type}: {error}") from error
     if not isinstance(tree, dict):
         raise Refusal(422, 'the body is not an object; send the run settings, {"name": ..., "model": ..., ...}')
-    return validate(RunSettings, cast(dict[str, Any], tree), "run")
+    settings = validate(RunSettings, cast(dict[str, Any], tree), "run")
+    if settings.branch is not None:
+        raise SettingsError(
+            "run: branch is set by POST /v1/runs/{run}/branch, which is `sluice branch RUN --from STEP`; leave it out"
+        )
+    return settings
 
 
 def check_run(settings: RunSettings, datasets: DatasetStore) -> None:

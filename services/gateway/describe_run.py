@@ -4,10 +4,11 @@ from typing import Any, cast
 
 from redis.asyncio import Redis
 
-from services.gateway.answers import EvaluationAnswer, RunAnswer
+from services.gateway.hold_back import is_full, why_held_back
 from services.gateway.release_evaluation import evaluated_versions
 from shared.evaluation import read_tallies
 from shared.messages import Codec, StepCommit, StepRecord
+from shared.rest_answers import Evaluation, Run
 from shared.runs import ENDED, RunRecord, present
 from shared.scripts import Ledger
 from shared.topology import STEPS, Keys
@@ -16,10 +17,12 @@ INTENTS_SKIPPED = 16
 """Entries looked at from the end of the ledger: intents follow the last commit."""
 
 
-async def describe_run(redis: Redis, record: RunRecord) -> RunAnswer:
+async def describe_run(redis: Redis, record: RunRecord) -> Run:
     keys = Keys(record.run)
     counters = await Ledger(redis, keys).counters()
-    return RunAnswer(
+    stored = counters.get("stored_bytes", 0)
+    held_back = record.state not in ENDED and is_full(record.settings, stored)
+    return Run(
         run=record.run,
         kind=record.settings.kind,
         state=record.state,
@@ -37,13 +40,14 @@ async def describe_run(redis: Redis, record: RunRecord) -> RunAnswer:
         ],
         metrics=await _last_metrics(redis, keys),
         settings=record.settings.model_dump(mode="json"),
+        held_back=why_held_back(record.settings, stored) if held_back else "",
     )
 
 
-async def describe_evaluation(redis: Redis, keys: Keys, version: int) -> list[EvaluationAnswer]:
+async def describe_evaluation(redis: Redis, keys: Keys, version: int) -> list[Evaluation]:
     """One version's evaluation, by dataset."""
     return [
-        EvaluationAnswer(
+        Evaluation(
             version=version,
             dataset=tally.dataset,
             groups=tally.groups,

@@ -7,9 +7,9 @@ import httpx
 from fastapi import APIRouter, Request, Response
 from fastapi.responses import StreamingResponse
 
-from services.gateway.answers import ErrorAnswer
 from services.gateway.parts import AllParts
 from services.gateway.refusals import Refusal
+from shared.rest_answers import ErrorAnswer
 
 routes = APIRouter(tags=["generation"], responses={s: {"model": ErrorAnswer} for s in (502, 503, 504)})
 

@@ -3,6 +3,7 @@
 import asyncio
 import secrets
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Annotated, cast
 
 import httpx
@@ -23,6 +24,8 @@ class Parts:
     router: httpx.AsyncClient
     """Its base URL is the router's."""
     api_key: str
+    runs_folder: Path = Path(".sluice/runs")
+    """Checkpoints, exports and archives of the runs, where this node reaches them."""
     claims: asyncio.Lock = field(default_factory=asyncio.Lock)
     """Held while a run takes datasets or a dataset is deleted: neither may slip in between the other's checks."""
     closing: asyncio.Event = field(default_factory=asyncio.Event)

@@ -4,8 +4,8 @@ from typing import Any, cast
 
 from redis.asyncio import Redis
 
-from services.gateway.answers import SampleAnswer
 from shared.messages import Codec, Rollout
+from shared.rest_answers import Sample
 from shared.topology import Keys
 
 PAGE = 200
@@ -14,16 +14,23 @@ LOOK_BACK = 20_000
 """Group ids that are looked at, from the newest one; older groups are usually trained and deleted."""
 
 
-async def read_samples(redis: Redis, run: str, limit: int, group_id: int | None) -> list[SampleAnswer]:
-    """Up to `limit` attempts, or those of one group."""
+async def read_samples(
+    redis: Redis, run: str, limit: int, group_id: int | None, evaluations: bool | None = None
+) -> list[Sample]:
+    """Up to `limit` attempts, or those of one group.
+
+    Args:
+        evaluations: True: of evaluation groups only; False: of the others only.
+    """
     keys = Keys(run)
     if group_id is not None:
         return (await _attempts(redis, keys, group_id))[:limit]
     newest = int(cast(bytes | None, await redis.hget(keys.counters, "next_group_id")) or 0)
-    samples: list[SampleAnswer] = []
+    samples: list[Sample] = []
     for end in range(newest, max(newest - LOOK_BACK, 0), -PAGE):
         for group in await _existing(redis, keys, max(end - PAGE, 0), end):
-            samples += await _attempts(redis, keys, group)
+            attempts = await _attempts(redis, keys, group)
+            samples += [one for one in attempts if evaluations is None or (one.kind == "eval") == evaluations]
             if len(samples) >= limit:
                 return samples[:limit]
     return samples
@@ -38,14 +45,14 @@ async def _existing(redis: Redis, keys: Keys, begin: int, end: int) -> list[int]
     return [group_id for group_id, there in zip(ids, found, strict=True) if there]
 
 
-async def _attempts(redis: Redis, keys: Keys, group_id: int) -> list[SampleAnswer]:
+async def _attempts(redis: Redis, keys: Keys, group_id: int) -> list[Sample]:
     codec: Codec[Rollout] = Codec(Rollout)
     stored = cast(dict[bytes, bytes], await cast(Any, redis.hgetall(keys.group(group_id))))
     return [_sample(codec.decode(stored[attempt])) for attempt in sorted(stored, key=int)]
 
 
-def _sample(rollout: Rollout) -> SampleAnswer:
-    return SampleAnswer(
+def _sample(rollout: Rollout) -> Sample:
+    return Sample(
         group_id=rollout.group_id,
         attempt=rollout.attempt,
         dataset=rollout.dataset,

@@ -8,7 +8,16 @@ from redis.asyncio import Redis
 from shared.runs import State
 from shared.topology import Keys
 
-COUNTERS = ("next_group_id", "released", "dropped", "weight_version", "emitted", "dropped:rejected", "dropped:dead")
+COUNTERS = (
+    "next_group_id",
+    "released",
+    "dropped",
+    "weight_version",
+    "emitted",
+    "dropped:rejected",
+    "dropped:dead",
+    "stored_bytes",
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,6 +34,8 @@ class RunStanding:
     emitted: int = 0
     refused: int = 0
     """Groups that no engine or reward would ever take, or that were given up."""
+    stored_bytes: int = 0
+    """Of attempts in Redis."""
 
 
 async def read_standing(redis: Redis, keys: Keys) -> RunStanding:
@@ -32,7 +43,7 @@ async def read_standing(redis: Redis, keys: Keys) -> RunStanding:
         pipe.hget(keys.record, "state")
         pipe.hmget(keys.counters, list(COUNTERS))
         state, counters = cast(tuple[bytes | None, list[bytes | None]], await pipe.execute())
-    next_group_id, released, dropped, version, emitted, rejected, dead = (
+    next_group_id, released, dropped, version, emitted, rejected, dead, stored = (
         None if value is None else int(value) for value in counters
     )
     return RunStanding(
@@ -42,4 +53,5 @@ async def read_standing(redis: Redis, keys: Keys) -> RunStanding:
         weight_version=version,
         emitted=emitted or 0,
         refused=(rejected or 0) + (dead or 0),
+        stored_bytes=stored or 0,
     )

@@ -7,6 +7,7 @@ from redis.asyncio import Redis
 
 from services.gateway.check_row import Row
 from services.gateway.dataset_rows import DatasetRows
+from services.gateway.hold_back import hold_back, is_full
 from services.gateway.mix_datasets import Cursor, Draw, draw, dump_cursor, load_cursor
 from services.gateway.read_standing import RunStanding
 from services.gateway.row_order import RowOrder
@@ -45,6 +46,9 @@ class TrainingRelease:
         Raises:
             FencedOut: another gateway feeds this run.
         """
+        if is_full(self._settings, standing.stored_bytes):
+            await hold_back(self._ledger.redis, self._settings, standing.stored_bytes)
+            return 0
         limit = admission_limit(self._settings, standing.weight_version or 0)
         count = min(limit - standing.under_way, BATCH)
         if count <= 0:

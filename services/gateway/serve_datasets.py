@@ -1,17 +1,19 @@
 """/v1/datasets: upload, list, show, preview, delete."""
 
 import asyncio
+import contextlib
+from collections.abc import AsyncGenerator
 from dataclasses import asdict
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Query, Request
 
-from services.gateway.answer_examples import ROWS_JSONL
-from services.gateway.answers import DatasetAnswer, DatasetList, ErrorAnswer, RowAnswer, RowList
 from services.gateway.check_row import RowKeys
-from services.gateway.dataset_store import Dataset, Format
-from services.gateway.parts import AllParts
+from services.gateway.dataset_store import Format
+from services.gateway.parts import AllParts, Parts
 from services.gateway.refusals import Refusal
+from shared.rest_answers import Dataset, DatasetList, DatasetRow, ErrorAnswer, RowList
+from shared.rest_examples import ROWS_JSONL
 from shared.runs import ENDED, Runs
 
 routes = APIRouter(prefix="/v1/datasets", tags=["datasets"])
@@ -29,10 +31,6 @@ _BODY: dict[str, Any] = {
 KeyName = Annotated[str, Query(min_length=1)]
 
 
-def _answer(dataset: Dataset) -> DatasetAnswer:
-    return DatasetAnswer(**asdict(dataset))
-
-
 @routes.post(
     "/{name}", status_code=201, openapi_extra=_BODY, responses={s: {"model": ErrorAnswer} for s in (409, 415, 422, 507)}
 )
@@ -44,28 +42,34 @@ async def upload_dataset(
     prompt_key: KeyName = "prompt",
     label_key: KeyName = "label",
     metadata_key: KeyName = "metadata",
-) -> DatasetAnswer:
+    replace: bool = False,
+) -> Dataset:
     """Store a dataset: every row is checked, and one wrong row stores nothing.
 
     A row is `{"prompt": text or chat messages, "label": any JSON, "metadata": object}`; label and metadata may be
-    absent, and the names of the three keys can be chosen. `details` of a 422 lists the first wrong lines.
+    absent, and the names of the three keys can be chosen. `details` of a 422 lists the first wrong lines. With
+    `replace` a dataset of that name is there until this one is complete, and this one from then on.
     """
     if request.headers.get("content-type", "").startswith("multipart/"):
         raise Refusal(415, "send the file itself as the body, not a form: curl -X POST -T rows.jsonl ...")
     keys = RowKeys(prompt_key, label_key, metadata_key)
-    return _answer(await parts.datasets.add(name, format, keys, request.stream()))
+    if not replace:
+        return await parts.datasets.add(name, format, keys, request.stream())
+    async with _unused(parts, name):
+        pass  # better refused before the upload than after it
+    return await parts.datasets.add(name, format, keys, request.stream(), True, lambda: _unused(parts, name))
 
 
 @routes.get("")
 async def list_datasets(parts: AllParts) -> DatasetList:
     """All datasets, by name."""
-    return DatasetList(datasets=[_answer(d) for d in await asyncio.to_thread(parts.datasets.all)])
+    return DatasetList(datasets=await asyncio.to_thread(parts.datasets.all))
 
 
 @routes.get("/{name}", responses={404: {"model": ErrorAnswer}})
-async def show_dataset(parts: AllParts, name: str) -> DatasetAnswer:
+async def show_dataset(parts: AllParts, name: str) -> Dataset:
     """One dataset."""
-    return _answer(await asyncio.to_thread(parts.datasets.get, name))
+    return await asyncio.to_thread(parts.datasets.get, name)
 
 
 @routes.get("/{name}/rows", responses={404: {"model": ErrorAnswer}})
@@ -77,12 +81,19 @@ async def preview_rows(
 ) -> RowList:
     """Rows as they are stored, from any place."""
     rows = await asyncio.to_thread(parts.datasets.preview, name, offset, limit)
-    return RowList(rows=[RowAnswer(row=number, **asdict(row)) for number, row in rows])
+    return RowList(rows=[DatasetRow(row=number, **asdict(row)) for number, row in rows])
 
 
 @routes.delete("/{name}", status_code=204, responses={s: {"model": ErrorAnswer} for s in (404, 409)})
 async def delete_dataset(parts: AllParts, name: str) -> None:
     """Delete a dataset that no run needs any more."""
+    async with _unused(parts, name):
+        await asyncio.to_thread(parts.datasets.delete, name)
+
+
+@contextlib.asynccontextmanager
+async def _unused(parts: Parts, name: str) -> AsyncGenerator[None]:
+    """Keep runs from taking the dataset meanwhile; Refusal 409 if one that has not ended reads it."""
     async with parts.claims:
         users = [
             record.run
@@ -92,4 +103,4 @@ async def delete_dataset(parts: AllParts, name: str) -> None:
         ]
         if users:
             raise Refusal(409, f"dataset {name} is in use by run {', '.join(users)}; stop the run first")
-        await asyncio.to_thread(parts.datasets.delete, name)
+        yield

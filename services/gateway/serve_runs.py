@@ -1,4 +1,4 @@
-"""/v1/runs: create, list, show, stop; the steps, samples and events of a run."""
+"""/v1/runs: create, list, show, stop, delete; the steps, samples and events of a run."""
 
 import asyncio
 from typing import Annotated, Any
@@ -6,10 +6,9 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Depends, Header, Query, Request, Response
 from fastapi.responses import StreamingResponse
 
-from services.gateway.answer_examples import SETTINGS, SETTINGS_TOML
-from services.gateway.answers import ErrorAnswer, RunAnswer, RunList, SampleList, StepAnswer, StepList
 from services.gateway.bookmark import parse_bookmark
 from services.gateway.check_run import check_run, parse_run
+from services.gateway.delete_run import delete_run
 from services.gateway.describe_run import describe_run
 from services.gateway.parts import AllParts
 from services.gateway.read_samples import read_samples
@@ -18,6 +17,8 @@ from services.gateway.refusals import Refusal
 from services.gateway.stop_run import stop_run
 from services.gateway.stream_events import EventFeed
 from services.gateway.suggest_name import suggest
+from shared.rest_answers import ErrorAnswer, Run, RunList, SampleList, Step, StepList
+from shared.rest_examples import SETTINGS, SETTINGS_TOML
 from shared.runs import ENDED, RunRecord, Runs
 
 MAX_BODY_BYTES = 2**20
@@ -50,7 +51,7 @@ Found = Annotated[RunRecord, Depends(_find)]
 @routes.post(
     "", status_code=201, openapi_extra=_BODY, responses={s: {"model": ErrorAnswer} for s in (409, 413, 415, 422)}
 )
-async def create_run(request: Request, parts: AllParts) -> RunAnswer:
+async def create_run(request: Request, parts: AllParts) -> Run:
     """Check the settings and queue the run. It starts when the services are free."""
     body = bytearray()
     async for chunk in request.stream():
@@ -70,16 +71,23 @@ async def list_runs(parts: AllParts) -> RunList:
 
 
 @routes.get("/{run}", responses=_MISSING)
-async def show_run(parts: AllParts, record: Found) -> RunAnswer:
+async def show_run(parts: AllParts, record: Found) -> Run:
     """One run: its state, counts, evaluations and newest metrics."""
     return await describe_run(parts.redis, record)
 
 
 @routes.post("/{run}/stop", responses={**_MISSING, 409: {"model": ErrorAnswer}})
-async def stop(parts: AllParts, record: Found) -> RunAnswer:
+async def stop(parts: AllParts, record: Found) -> Run:
     """End a run early: the trainer finishes its step, saves a checkpoint and exports the model."""
     await stop_run(parts.redis, record)
     return await describe_run(parts.redis, await _find(parts, record.run))
+
+
+@routes.delete("/{run}", status_code=204, responses={**_MISSING, 409: {"model": ErrorAnswer}})
+async def delete(parts: AllParts, record: Found, files: bool = False) -> None:
+    """Delete a run that has ended: everything of it in Redis, and with `files` its checkpoints, export and archive."""
+    async with parts.claims:
+        await delete_run(parts.redis, record, parts.runs_folder, files)
 
 
 @routes.get("/{run}/steps", responses=_MISSING)
@@ -91,9 +99,7 @@ async def list_steps(
 ) -> StepList:
     """Optimizer steps after step `after`, oldest first, with their metrics."""
     commits = await read_steps(parts.redis, record.run, after, limit)
-    return StepList(
-        steps=[StepAnswer(step=c.step, weight_version=c.weight_version, metrics=c.metrics) for c in commits]
-    )
+    return StepList(steps=[Step(step=c.step, weight_version=c.weight_version, metrics=c.metrics) for c in commits])
 
 
 @routes.get("/{run}/samples", responses=_MISSING)
@@ -102,9 +108,11 @@ async def list_samples(
     record: Found,
     limit: Annotated[int, Query(ge=1, le=1000)] = 20,
     group_id: Annotated[int | None, Query(ge=0)] = None,
+    evaluations: bool | None = None,
 ) -> SampleList:
-    """Scored attempts that are still kept, newest groups first; or those of one group."""
-    return SampleList(samples=await read_samples(parts.redis, record.run, limit, group_id))
+    """Scored attempts that are still kept, newest groups first; or those of one group. `evaluations` wants only
+    attempts of evaluations (true) or none of them (false)."""
+    return SampleList(samples=await read_samples(parts.redis, record.run, limit, group_id, evaluations))
 
 
 @routes.get("/{run}/events", responses={**_MISSING, 200: {"content": {"text/event-stream": {}}}}, response_model=None)

@@ -5,9 +5,9 @@ import asyncio
 from fastapi import APIRouter
 from redis.asyncio import Redis
 
-from services.gateway.answers import HealthAnswer, RedisStatus, StatusAnswer
 from services.gateway.ask_router import ask_router
 from services.gateway.parts import AllParts
+from shared.rest_answers import Health, RedisStatus, Status
 from shared.runs import ENDED, Runs, present
 
 health = APIRouter(tags=["status"])
@@ -15,20 +15,20 @@ routes = APIRouter(prefix="/v1", tags=["status"])
 
 
 @health.get("/healthz")
-async def healthz() -> HealthAnswer:
+async def healthz() -> Health:
     """200 while the gateway turns; needs no key."""
-    return HealthAnswer(status="ok")
+    return Health(status="ok")
 
 
 @routes.get("/status")
-async def status(parts: AllParts) -> StatusAnswer:
+async def status(parts: AllParts) -> Status:
     """What is running: the active run, the services that are ready for it, the router and Redis."""
     redis_status, router_status, active = await asyncio.gather(
         _ask_redis(parts.redis), ask_router(parts.router), Runs(parts.redis).active()
     )
     run = active.run if active is not None and active.state not in ENDED else None
     services = await present(parts.redis, run) if run else []
-    return StatusAnswer(active_run=run, services=services, router=router_status, redis=redis_status)
+    return Status(active_run=run, services=services, router=router_status, redis=redis_status)
 
 
 async def _ask_redis(redis: Redis) -> RedisStatus:

@@ -78,34 +78,45 @@ def write_rows(source: Iterable[tuple[int, Any]], keys: RowKeys, folder: Path, s
     """
     with (folder / ROWS).open("wb") as data, (folder / INDEX).open("wb") as index:
         files = _RowFiles(data, index)
-        errors = _append_all(source, keys, files, stopping)
-        if not errors and not files.rows:
-            errors = [{"line": None, "error": "the file has no rows"}]
-        if errors:
-            first = f"line {errors[0]['line']}: " if errors[0]["line"] else ""
-            shown = "" if len(errors) < ERRORS_SHOWN else f"; the first {ERRORS_SHOWN} are listed"
-            message = f"nothing was stored: {first}{errors[0]['error']} ({len(errors)} wrong{shown})"
-            raise Refusal(422, message, errors)
+        wrong = _append_all(source, keys, files, stopping)
+        if not wrong.count and not files.rows:
+            wrong.add(None, "the file has no rows")
+        if wrong.count:
+            raise Refusal(422, wrong.message(), wrong.first)
         files.make_durable()
         return Written(files.rows, files.labels, files.text_labels)
 
 
-def _append_all(
-    source: Iterable[tuple[int, Any]], keys: RowKeys, files: _RowFiles, stopping: Event
-) -> list[dict[str, Any]]:
-    errors: list[dict[str, Any]] = []
+def _append_all(source: Iterable[tuple[int, Any]], keys: RowKeys, files: _RowFiles, stopping: Event) -> "_Wrong":
+    wrong = _Wrong()
     try:
         for line, raw in source:
             if stopping.is_set():
                 raise Refusal(503, "the gateway is stopping; upload the dataset again")
             error = _append(raw, keys, files)
             if error is not None:
-                errors.append({"line": line, "error": error})
-                if len(errors) == ERRORS_SHOWN:
-                    break
+                wrong.add(line, error)
     except RowError as error:
-        errors.append({"line": None, "error": str(error)})  # the file as a whole cannot be read on
-    return errors
+        wrong.add(None, str(error))  # the file as a whole cannot be read on
+    return wrong
+
+
+class _Wrong:
+    """The wrong rows: all are counted, the first are kept."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        self.first: list[dict[str, Any]] = []
+
+    def add(self, line: int | None, error: str) -> None:
+        self.count += 1
+        if self.count <= ERRORS_SHOWN:
+            self.first.append({"line": line, "error": error})
+
+    def message(self) -> str:
+        first = f"line {self.first[0]['line']}: " if self.first[0]["line"] else ""
+        shown = "" if self.count <= ERRORS_SHOWN else f"; the first {ERRORS_SHOWN} are listed"
+        return f"nothing was stored: {first}{self.first[0]['error']} ({self.count} wrong{shown})"
 
 
 def _append(raw: Any, keys: RowKeys, files: _RowFiles) -> str | None:

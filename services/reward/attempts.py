@@ -7,8 +7,9 @@ from typing import Any, cast
 from redis.asyncio import Redis
 
 from shared.messages import Event, Rollout
+from shared.pending import LET_GO
 from shared.scripts import Ledger
-from shared.streams import Delivery, Message, Stream
+from shared.streams import Delivery, Message, Stream, evaluation_of
 from shared.topology import ROLLOUTS, Keys
 
 HAND_BACK_COUNT = 10_000
@@ -19,20 +20,19 @@ class Attempts(Stream[Rollout]):
 
     def __init__(self, redis: Redis, run: str, consumer: str, delivery: Delivery) -> None:
         super().__init__(redis, run, ROLLOUTS, consumer, delivery)
-        self._ledger, self._keys, self._name = Ledger(redis, Keys(run)), Keys(run), consumer
+        self._ledger, self._name = Ledger(redis, Keys(run)), consumer
 
-    async def bury(self, entry_id: str, fields: dict[bytes, bytes], reason: str, deliveries: int) -> None:
-        """Drop the group, which returns its slot, then move the entry to the dead letters."""
+    @property
+    def gives_up_groups(self) -> bool:
+        """An attempt that is given up always takes its group along."""
+        return True
+
+    async def give_up_group(self, fields: dict[bytes, bytes], reason: str) -> None:
+        """Drop the group, which returns its slot; its other attempts stay in case a person sends it again."""
         if b"g" in fields:
-            group_id = int(fields[b"g"])
-            version, is_eval, dataset = fields.get(b"e", b"").decode().partition("|")
+            group_id, evaluation = int(fields[b"g"]), evaluation_of(fields)
             event = Event(time.time(), "reward", "dropped", {"group": group_id, "reason": "dead", "error": reason})
-            kind, evaluation = ("eval", (int(version), dataset)) if is_eval else ("train", None)
-            if await self._ledger.drop(
-                group_id, kind, "dead", event, evaluation
-            ):  # else its attempts may be in training
-                await self.redis.delete(self._keys.group(group_id), self._keys.unscored(group_id))
-        await super().bury(entry_id, fields, reason, deliveries)
+            await self._ledger.drop(group_id, "eval" if evaluation else "train", "dead", event, evaluation)
 
     async def acknowledge(self, messages: Sequence[Message[Rollout]]) -> None:
         """Acknowledge and delete all of them, in one transaction."""
@@ -48,13 +48,11 @@ class Attempts(Stream[Rollout]):
 
     async def fail(self, message: Message[Rollout], error: str) -> int:
         """Let a failed attempt be delivered again, or bury it after its last delivery; returns its deliveries."""
-        entry = await self.redis.xpending_range(self.key, ROLLOUTS.group or "", message.entry_id, message.entry_id, 1)
-        deliveries = int(entry[0]["times_delivered"]) if entry else 0
-        if deliveries >= self.delivery.max_deliveries:
-            await message.dead_letter(error, deliveries)
+        if message.deliveries >= self.delivery.max_deliveries:
+            await message.dead_letter(error)
         else:
             message.retry_later()
-        return deliveries
+        return message.deliveries
 
     async def hand_back(self) -> None:
         """Give all that this consumer holds to the others at once, as if it had not been delivered."""
@@ -66,5 +64,5 @@ class Attempts(Stream[Rollout]):
             for entry_id in self._held & deliveries.keys():
                 count = max(deliveries[entry_id] - 1, 0)
                 ids: list[Any] = [entry_id]
-                pipe.xclaim(self.key, group, self._name, 0, ids, idle=idle_ms, retrycount=count, justid=True)
+                pipe.xclaim(self.key, group, LET_GO, 0, ids, idle=idle_ms, retrycount=count, justid=True)
             await pipe.execute()

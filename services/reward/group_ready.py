@@ -1,5 +1,8 @@
 """The scored attempts of a group -> the GroupReady by which the trainer plans."""
 
+import math
+from numbers import Real
+
 from shared.messages import GroupReady, Rollout
 
 
@@ -19,6 +22,7 @@ def describe(group: list[Rollout]) -> GroupReady:
         oldest_version=min(versions),
         newest_version=max(versions),
         pinned_version=first.pinned_version,
+        priority=_priority(first),
     )
 
 
@@ -26,6 +30,12 @@ def is_off_version(group: list[Rollout]) -> bool:
     """True for an evaluation group with a token that another version than the pinned one sampled."""
     pinned = group[0].pinned_version
     return pinned is not None and bool(_versions(group) - {pinned})
+
+
+def _priority(rollout: Rollout) -> float:
+    """`priority` of the row's metadata; 0 for a row without one, or with one that is no number."""
+    given = rollout.metadata.get("priority", 0.0)
+    return float(given) if isinstance(given, Real) and math.isfinite(given) else 0.0
 
 
 def _versions(group: list[Rollout]) -> set[int]:

@@ -3,17 +3,19 @@
 import asyncio
 import time
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from typing import cast
 
 from services.reward.group_filter import GroupFilter
 from services.reward.group_ready import describe, is_off_version
+from services.reward.own_attempts import OwnAttempts
+from services.reward.score import Score
+from services.reward.score_end import UNSCORED, end_of
+from shared.accounts import margins
 from shared.messages import Codec, Event, Rollout
-from shared.scripts import Ledger
+from shared.scripts import Attempt, Ledger, ScoredEntry
+from shared.streams import Message
 
-Attempt = tuple[int, int, int, bytes]
-"""Group id, group size, number of the attempt, encoded scored Rollout."""
-KEEP_S = 900
-"""How long the attempts of a group that is not trained stay, for a person to look at."""
 CONCURRENCY = 16
 
 
@@ -24,16 +26,40 @@ class GroupJoin:
         self._ledger, self._keep = ledger, keep
         self._codec: Codec[Rollout] = Codec(Rollout)
         self._slots = asyncio.Semaphore(CONCURRENCY)
+        self._ours = OwnAttempts()
 
     def attempt(self, rollout: Rollout) -> Attempt:
         """WireError if the attempt is too large to travel."""
-        return rollout.group_id, rollout.group_size, rollout.attempt, self._codec.encode(rollout)
+        payload = self._codec.encode(rollout)
+        if rollout.reward is not None:
+            self._ours.scored(payload, rollout)
+        return rollout.group_id, rollout.group_size, rollout.attempt, payload, margins(rollout)
 
-    async def join(self, attempts: Sequence[Attempt]) -> dict[int, Exception]:
+    def entry(self, message: Message[Rollout], score: Score) -> ScoredEntry | Attempt:
+        """An attempt as it lies on the stream, and its score."""
+        rollout = replace(message.body, reward=score.value, reward_detail=score.detail)
+        end = end_of(score, message.fields.get(b"m", b""))
+        if end is None:
+            return self.attempt(rollout)
+        self._ours.scored(end, rollout)
+        number, replaces, tokens = rollout.attempt, len(UNSCORED), margins(rollout)
+        return ScoredEntry(message.entry_id, rollout.group_id, rollout.group_size, number, end, replaces, tokens)
+
+    async def join(self, scored: Sequence[ScoredEntry | Attempt]) -> dict[int, Exception]:
         """Store attempts, then settle the groups that are complete; returns those that cannot be settled, and why."""
-        states = await self._ledger.join_all(attempts)
-        complete = {attempt[0] for attempt, state in zip(attempts, states, strict=True) if state == "complete"}
-        groups = await self.read(sorted(complete))
+        complete: set[int] = set()
+        entries = [one for one in scored if isinstance(one, ScoredEntry)]
+        for one, answer in zip(entries, await self._ledger.join_entries(entries) if entries else [], strict=True):
+            self._ours.joined(one.end, answer)
+            if answer.state == "complete":
+                complete.add(one.group_id)
+        attempts = [one for one in scored if not isinstance(one, ScoredEntry)]
+        for one, answer in zip(attempts, await self._ledger.join_each(attempts) if attempts else [], strict=True):
+            self._ours.joined(one[3], answer)
+            if answer.state == "complete":
+                complete.add(one[0])
+        groups = {group_id: group for group_id in complete if (group := self._ours.whole(group_id))}
+        groups |= await self.read(sorted(complete - groups.keys()))
         failures = await asyncio.gather(*(self._settle(group) for group in groups.values()))
         if groups:
             await self._ledger.redis.unlink(*(self._ledger.keys.unscored(group_id) for group_id in groups))
@@ -43,6 +69,8 @@ class GroupJoin:
         """The stored attempts of groups, in order of their numbers."""
         place = self._ledger.keys.unscored if unscored else self._ledger.keys.group
         wanted = list(group_ids)
+        if not wanted:
+            return {}
         async with self._ledger.redis.pipeline(transaction=False) as pipe:
             for group_id in wanted:
                 pipe.hgetall(place(group_id))
@@ -68,8 +96,6 @@ class GroupJoin:
     async def _emit(self, group: list[Rollout]) -> None:
         tokens = sum(len(rollout.token_ids) for rollout in group)
         await self._ledger.emit(describe(group), tokens, is_off_version(group))
-        if group[0].kind == "eval":
-            await self._forget_later(group[0].group_id)
 
     async def _drop(self, group: list[Rollout], reason: str) -> None:
         first = group[0]
@@ -80,11 +106,5 @@ class GroupJoin:
             "row": first.row,
             "rewards": [rollout.reward for rollout in group],
         }
-        dropped = await self._ledger.drop(
-            first.group_id, first.kind, reason, Event(time.time(), "reward", "dropped", detail), None
-        )
-        if dropped:  # else another worker settled it, and may have found it worth training
-            await self._forget_later(first.group_id)
-
-    async def _forget_later(self, group_id: int) -> None:
-        await self._ledger.redis.expire(self._ledger.keys.group(group_id), KEEP_S)
+        event = Event(time.time(), "reward", "dropped", detail)
+        await self._ledger.drop(first.group_id, first.kind, reason, event, None)

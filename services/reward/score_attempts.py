@@ -4,12 +4,13 @@ import asyncio
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
 
-from services.reward.join_groups import CONCURRENCY, Attempt, GroupJoin
+from services.reward.join_groups import CONCURRENCY, GroupJoin
 from services.reward.score import Reward, Score
 from services.reward.worker import ScoreAttempt
 from shared.await_redis import AwaitRedis
 from shared.messages import Rollout
-from shared.scripts import Ledger
+from shared.scripts import Attempt, Ledger, ScoredEntry
+from shared.streams import Message
 
 
 def scoring(reward: Reward, groups: GroupJoin, ledger: Ledger, redis: AwaitRedis) -> ScoreAttempt:
@@ -19,8 +20,8 @@ def scoring(reward: Reward, groups: GroupJoin, ledger: Ledger, redis: AwaitRedis
     score = reward.score
     assert score is not None, "a reward scores attempts or groups"
 
-    async def score_alone(rollout: Rollout) -> list[Attempt]:
-        return [groups.attempt(_with(rollout, await score(rollout)))]
+    async def score_alone(message: Message[Rollout]) -> list[ScoredEntry | Attempt]:
+        return [groups.entry(message, await score(message.body))]
 
     return score_alone
 
@@ -41,8 +42,8 @@ class GroupScoring:
         self._score_group, self._groups, self._ledger, self._redis = score_group, groups, ledger, redis
         self._slots = asyncio.Semaphore(CONCURRENCY)
 
-    async def __call__(self, rollout: Rollout) -> list[Attempt]:
-        group = await self._redis(lambda: self._gather(rollout))
+    async def __call__(self, message: Message[Rollout]) -> list[ScoredEntry | Attempt]:
+        group = await self._redis(lambda: self._gather(message.body))
         scores = await self._score_group(group) if group else []
         return [self._groups.attempt(_with(one, score)) for one, score in zip(group, scores, strict=True)]
 

@@ -7,7 +7,6 @@ from services.reward.join_groups import GroupJoin
 from services.reward.score_attempts import scoring
 from services.reward.tell import teller
 from services.reward.worker import Worker
-from shared.await_redis import AwaitRedis
 from shared.scripts import Ledger
 from shared.service import Serving
 from shared.streams import Delivery, Stream
@@ -22,7 +21,7 @@ async def serve(serving: Serving) -> None:
     """
     settings, place = serving.record.settings, serving.place
     keep = build_filter(settings.reward.group_filter)
-    await_redis = AwaitRedis(place.log, serving.run)
+    await_redis = serving.await_redis()
     delivery = Delivery(settings.delivery.lease_s, settings.delivery.max_deliveries)
     attempts = Attempts(serving.redis, serving.run, place.name, delivery)
     ledger = Ledger(serving.redis, Keys(serving.run))

@@ -5,21 +5,22 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
 from services.reward.attempts import Attempts
-from services.reward.join_groups import Attempt, GroupJoin
+from services.reward.join_groups import GroupJoin
 from services.reward.tell import Tell
 from shared.await_redis import AwaitRedis
 from shared.messages import Rollout
+from shared.scripts import Attempt, ScoredEntry
 from shared.streams import Message
 from shared.tasks import end
 
-BATCH = 256
+BATCH = 64
 """Most attempts that are received or joined at once."""
 MAX_HELD = 1024
 """Most attempts that are received and not acknowledged."""
 BLOCK_S = 1.0
 STOP_DEADLINE_S = 3.0
 
-ScoreAttempt = Callable[[Rollout], Awaitable[list[Attempt]]]
+ScoreAttempt = Callable[[Message[Rollout]], Awaitable[list[ScoredEntry | Attempt]]]
 """Scores one attempt; returns what is to be joined: this attempt, its whole group, or nothing yet."""
 
 
@@ -28,7 +29,7 @@ class Scored:
     """A message whose attempt was scored, and what it adds to groups."""
 
     message: Message[Rollout]
-    attempts: list[Attempt]
+    attempts: list[ScoredEntry | Attempt]
     error: Exception | None = None
 
 
@@ -80,7 +81,7 @@ class Worker:
 
     async def _score(self, message: Message[Rollout]) -> None:
         try:
-            scored = Scored(message, await self._score_attempt(message.body))
+            scored = Scored(message, await self._score_attempt(message))
         except Exception as error:  # noqa: BLE001  the reward is a user's; the attempt is tried again
             scored = Scored(message, [], error)
         self._scored.put_nowait(scored)
@@ -95,16 +96,24 @@ class Worker:
             self._room.set()
 
     async def _settle_batch(self, batch: list[Scored]) -> None:
-        attempts = [attempt for scored in batch for attempt in scored.attempts]
-        unsettled = await self._redis(lambda: self._groups.join(attempts)) if attempts else {}
+        pending, unsettled = await self._redis(lambda: self._join(batch))
         settled: list[Message[Rollout]] = []
-        for scored in batch:
+        for scored, is_pending in zip(batch, pending, strict=True):
+            if not is_pending:
+                self._attempts.release(scored.message.entry_id)
+                continue
             error = scored.error or unsettled.get(scored.message.body.group_id)
             if error is None:
                 settled.append(scored.message)
             else:
                 await self._fail(scored.message, error)
         await self._redis(lambda: self._attempts.acknowledge(settled))
+
+    async def _join(self, batch: list[Scored]) -> tuple[list[bool], dict[int, Exception]]:
+        pending = await self._attempts.still_pending([scored.message for scored in batch])
+        ours = [scored for scored, is_pending in zip(batch, pending, strict=True) if is_pending]
+        attempts = [attempt for scored in ours for attempt in scored.attempts]
+        return pending, await self._groups.join(attempts) if attempts else {}
 
     async def _fail(self, message: Message[Rollout], error: Exception) -> None:
         reason = str(error) or type(error).__name__

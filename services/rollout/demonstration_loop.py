@@ -6,6 +6,7 @@ from collections.abc import Callable
 from services.rollout.demonstration import ready
 from services.rollout.give_up_group import drop_dead, drop_group
 from services.rollout.refusals import GroupRejected
+from shared.accounts import margins
 from shared.await_redis import AwaitRedis
 from shared.errors import WireError
 from shared.logs import Log
@@ -65,7 +66,7 @@ class DemonstrationLoop:
         await self._await_redis(lambda: self._join(row, payload))
 
     async def _join(self, row: Rollout, payload: bytes) -> None:
-        if await self._ledger.join(row.group_id, 1, 0, payload) == "complete":
+        if await self._ledger.join(row.group_id, 1, 0, payload, margins(row)) == "complete":
             await self._ledger.emit(ready(row), tokens=len(row.token_ids))
 
     async def _give_up(self, prompt: Prompt, why: str) -> None:

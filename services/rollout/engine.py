@@ -13,17 +13,20 @@ import time
 from services.rollout.engine_arguments import EnginePlan, plan_engine
 from services.rollout.engine_restarts import Restarts
 from services.rollout.engine_update import EngineUpdate
-from services.rollout.launch_engine import EngineDied, EngineProcess
+from services.rollout.launch_engine import EngineCannotStart, EngineDied, EngineProcess
 from services.rollout.pull_weights import EngineIdentity, WeightPuller
 from services.rollout.register_with_router import RouterSeat
 from shared.errors import RunRejected
 from shared.messages import Event
 from shared.redis_connection import UNREACHABLE
 from shared.runs import HEARTBEAT_S, announce, withdraw
-from shared.service import Serving, main, run_folder
+from shared.service import Serving, main
 from shared.streams import Stream
 from shared.tasks import end
 from shared.topology import EVENTS
+
+START_TRIES = 2
+"""Starts that an engine may fail; a process of it that was killed while it started is no fault of the run."""
 
 
 class Sidecar:
@@ -44,7 +47,10 @@ class Sidecar:
         host, port = place.deployment.engine.host, place.deployment.engine.port + self._index
         plan = plan_engine(settings.model, settings.engine, host, port, self._index)
         seat, restarts = RouterSeat(place.deployment.router_url, plan.url, place.log), Restarts()
-        may_reject = serving.record.state == "starting"  # a run that went on before is not ended by one bad start
+        bad_starts, may_reject = (
+            0,
+            serving.record.state == "starting",
+        )  # a run that went on before is not ended by one bad start
         try:
             await seat.leave()  # a sidecar that was killed may have left the address there
             while True:
@@ -52,9 +58,11 @@ class Sidecar:
                     await self._serve_life(serving, await self._start(serving, plan), seat)
                 except EngineDied as death:
                     await self._bury(serving, seat, death)
-                    if may_reject and not seat.was_taken:
+                    bad_starts += isinstance(death, EngineCannotStart)
+                    if may_reject and bad_starts == START_TRIES:
                         raise RunRejected(str(death)) from death
-                    await asyncio.sleep(restarts.next_delay_s(str(death)))
+                    await asyncio.sleep(restarts.next_delay_s(str(death), served=seat.was_taken))
+                    may_reject, seat.was_taken = may_reject and not seat.was_taken, False
         finally:
             await seat.leave()
             await seat.close()
@@ -66,9 +74,9 @@ class Sidecar:
             await self._stop()
             engine = None
         if engine is None:
-            log_file = run_folder(serving.place.deployment, serving.run) / f"engine-{self._index}.log"
+            log_file = serving.place.deployment.paths.home.absolute() / "logs" / f"sglang-{self._index}.log"
             # Started in this thread, which lives as long as the sidecar: the kernel kills the engine when it ends.
-            engine = self._engine = EngineProcess(plan, log_file)
+            engine = self._engine = EngineProcess(plan, log_file, serving.place.deployment.engine.command)
             log.info("engine_started", run=serving.run, url=plan.url, device=plan.device, pid=engine.pid, log=log_file)
         started = time.monotonic()
         await engine.wait_healthy(serving.record.settings.engine.start_deadline_s)

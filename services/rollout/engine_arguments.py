@@ -41,6 +41,8 @@ CPU_ARGUMENTS: dict[str, Any] = {
     "max_total_tokens": 65536,  # otherwise the cache takes most of the machine's memory
     "max_running_requests": 64,
 }
+STREAM_ARGUMENTS: dict[str, Any] = {"incremental_streaming_output": True, "stream_interval": 32}
+"""A stream would otherwise repeat all tokens at every token: its bytes would grow with the square of the answer."""
 CPU_ENVIRONMENT = {"SGLANG_USE_CPU_ENGINE": "1", "OMP_NUM_THREADS": "1"}
 CUDA_ENVIRONMENT = {"NCCL_CUMEM_ENABLE": "0", "NCCL_NVLS_ENABLE": "0"}
 """Both sides of a weight update must agree on these; the trainer sets the same."""
@@ -96,6 +98,7 @@ def plan_engine(model: ModelSettings, engine: EngineSettings, host: str, port: i
         "device": device,
         "host": host,
         "port": port,
+        **STREAM_ARGUMENTS,
         **defaults,
         **engine.server_args,
     }

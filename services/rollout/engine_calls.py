@@ -55,6 +55,20 @@ class EngineCalls:
         """Stop generating: requests in flight are retracted, aborted, or held as they are (in_place)."""
         await self._post("/pause_generation", {"mode": mode}, deadline_s)
 
+    async def wait_until_idle(self, deadline_s: float) -> bool:
+        """Let the requests in flight end while new ones wait in the server; False if some are left at the deadline.
+
+        A bucket outside an update is refused, but not before the server is idle; what arrives until then queues
+        behind it.
+        """
+        try:
+            await self.receive_bucket([], "", None, deadline_s)
+        except EngineRefused:
+            return True
+        except EngineSilent:
+            return False
+        return True
+
     async def resume(self) -> None:
         await self._post("/continue_generation", {}, SHORT_S)
 

@@ -8,12 +8,12 @@ from shared.errors import SluiceError
 
 WINDOW_S = 600.0
 MOST = 5
-"""Restarts within the window; an engine that dies more often will not get better by itself."""
+"""Restarts within the window of an engine that never served; it will not get better by itself."""
 FIRST_DELAY_S = 0.5
 
 
 class EngineLost(SluiceError):
-    """The engine died too often; the sidecar ends with this reason."""
+    """The engine died too often before it could serve; the sidecar ends with this reason."""
 
 
 class Restarts:
@@ -23,9 +23,14 @@ class Restarts:
         self._clock = clock
         self._times: deque[float] = deque()
 
-    def next_delay_s(self, reason: str) -> float:
-        """Seconds to wait before the next start: 0.5, 1, 2, ...; EngineLost if there were too many."""
+    def next_delay_s(self, reason: str, served: bool = False) -> float:
+        """Seconds to wait before the next start: 0.5, 1, 2, ...; EngineLost if there were too many.
+
+        `served`: it had come to serve when it died. Whatever killed it, it can start here, so the count begins anew.
+        """
         now = self._clock()
+        if served:
+            self._times.clear()
         while self._times and now - self._times[0] > WINDOW_S:
             self._times.popleft()
         if len(self._times) >= MOST:

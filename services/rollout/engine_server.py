@@ -11,6 +11,8 @@ import signal
 import sys
 from typing import Any
 
+from services.rollout.name_streamed_versions import name_streamed_versions
+
 PR_SET_PDEATHSIG = 1
 
 
@@ -33,6 +35,9 @@ def serve(arguments: dict[str, Any]) -> None:
     finally:
         kill_process_tree(os.getpid(), include_parent=False)
 
+
+if __name__ == "__mp_main__":  # a scheduler, or another process that the server starts
+    name_streamed_versions()
 
 if __name__ == "__main__":
     die_with_parent(int(sys.argv[1]))

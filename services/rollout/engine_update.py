@@ -11,6 +11,8 @@ from shared.messages import WeightVersion
 
 FLUSH_TRIES = 3
 FLUSH_POLL_S = 0.02
+DRAIN_SHARE = 0.5
+"""Part of the time left for an update that requests in flight have to finish; then they are retracted."""
 
 
 class UpdateFailed(EngineError):
@@ -23,7 +25,7 @@ class EngineUpdate:
 
     calls: EngineCalls
     mode: str
-    """What happens to requests in flight: retract, abort or in_place."""
+    """What happens to requests in flight: retract, abort, in_place or drain."""
     device: str
     unfinished: bool = False
     """True while calls are under way, and after one that got no answer; an engine left then is of no more use."""
@@ -55,7 +57,10 @@ class EngineUpdate:
         until, lap = announced.rendezvous.done_until, Laps(self.seconds)
         await self._join(announced, part, until)
         lap("connect")
-        await self.calls.pause(self.mode, until - time.time())
+        if self.mode == "drain":
+            await self.calls.wait_until_idle((until - time.time()) * DRAIN_SHARE)
+            lap("drain")
+        await self.calls.pause("retract" if self.mode == "drain" else self.mode, until - time.time())
         lap("pause")
         await self.calls.begin_update()
         self.mixed = True

@@ -2,10 +2,11 @@
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 
 from services.rollout.give_up_group import drop_dead, drop_group
-from services.rollout.refusals import GroupRejected
+from services.rollout.last_words import say
+from services.rollout.refusals import GroupRejected, Superseded
 from shared.await_redis import AwaitRedis
 from shared.errors import WireError
 from shared.logs import Log
@@ -19,8 +20,17 @@ from shared.topology import EVENTS
 BLOCK_S = 1.0
 GRACE_S = 5.0
 """Seconds that groups in flight have to finish when the worker stops."""
+LAST_S = 2.0
+"""Seconds to tell the other workers which groups were let go of."""
 
 MakeGroup = Callable[[Prompt], Awaitable[list[Rollout]]]
+Forget = Callable[[Prompt], Sequence[str]]
+"""The keys to delete when a group is forwarded."""
+
+
+def nothing_to_forget(prompt: Prompt) -> Sequence[str]:
+    """For groups of which nothing is kept while they are generated."""
+    return ()
 
 
 class GenerationLoop:
@@ -35,11 +45,13 @@ class GenerationLoop:
         log: Log,
         concurrency: int,
         deadline_s: float,
+        forget: Forget = nothing_to_forget,
     ) -> None:
         self._prompts, self._rollouts, self._ledger = prompts, rollouts, ledger
         self._make_group, self._log = make_group, log
         self._await_redis = AwaitRedis(log, ledger.keys.run)
         self._concurrency, self._deadline_s = concurrency, deadline_s
+        self._forget = forget
         self._in_flight: set[asyncio.Task[None]] = set()
         prompts.on_dead = self._on_dead
 
@@ -55,7 +67,10 @@ class GenerationLoop:
                     task.add_done_callback(self._in_flight.discard)
         finally:
             await self._finish_what_is_nearly_done()
-            await end(keeper, *self._in_flight)
+            try:
+                await end(keeper, *self._in_flight)
+            finally:
+                await say(self._prompts.leave(), LAST_S)
 
     async def _receive(self) -> list[Message[Prompt]]:
         while len(self._in_flight) >= self._concurrency:
@@ -65,12 +80,18 @@ class GenerationLoop:
 
     async def _handle(self, message: Message[Prompt]) -> None:
         try:
-            async with asyncio.timeout(self._deadline_s):
+            # a group that is kept has its own deadline: as long as there is something new, it goes on
+            async with asyncio.timeout(None if self._forget(message.body) else self._deadline_s):
                 rollouts = await self._make_group(message.body)
         except GroupRejected as error:
             await self._give_up(message, str(error))
-        except TimeoutError:
-            await self._try_later(message, f"not finished within {self._deadline_s:g} s")
+        except Superseded as error:
+            await self._leave(message, str(error))
+        except asyncio.CancelledError:
+            message.retry_later()  # the worker ends; the group is none that kills its workers
+            raise
+        except TimeoutError as error:
+            await self._try_later(message, str(error) or f"not finished within {self._deadline_s:g} s")
         except Exception as error:  # noqa: BLE001 - a plugin may raise anything; the group is tried again, then dead
             self._log.exception("generate_failed", run=self._ledger.keys.run, group=message.body.group_id)
             await self._try_later(message, f"{type(error).__name__}: {error}")
@@ -79,7 +100,8 @@ class GenerationLoop:
 
     async def _settle(self, message: Message[Prompt], rollouts: list[Rollout]) -> None:
         try:
-            await self._await_redis(lambda: message.forward(self._rollouts, *rollouts))
+            forget = self._forget(message.body)
+            await self._await_redis(lambda: message.forward(self._rollouts, *rollouts, forget=forget))
         except WireError as error:
             await self._give_up(message, str(error))
 
@@ -88,6 +110,15 @@ class GenerationLoop:
         self._log.warning("group_rejected", run=self._ledger.keys.run, group=prompt.group_id, row=prompt.row, why=why)
         await self._await_redis(lambda: drop_group(self._ledger, prompt, "rejected", why))
         await self._await_redis(message.ack)
+
+    async def _leave(self, message: Message[Prompt], why: str) -> None:
+        """Stop working on a group that another worker has; only one that is settled is acknowledged here."""
+        group_id, keys = message.body.group_id, self._ledger.keys
+        self._log.warning("group_left", run=keys.run, group=group_id, why=why)
+        if await self._await_redis(lambda: self._ledger.redis.getbit(keys.emitted, group_id)):
+            await self._await_redis(message.ack)
+        else:
+            message.retry_later()
 
     async def _try_later(self, message: Message[Prompt], why: str) -> None:
         """Let go of the group; it comes back when its lease has run out, and is dead after its last delivery."""

@@ -7,7 +7,7 @@ from shared.errors import WireError
 from shared.logs import Log
 from shared.messages import Event, Prompt
 from shared.scripts import Ledger
-from shared.streams import Stream
+from shared.streams import Stream, evaluation_of
 
 PAGE = 200
 
@@ -27,25 +27,26 @@ async def drop_dead(ledger: Ledger, prompts: Stream[Prompt], log: Log, group_id:
     log.error("group_dead", run=ledger.keys.run, group=group_id, why=why)
     if group_id is None:
         return  # an entry without a group id took no slot
-    prompt = await _find(prompts, group_id) or Prompt(group_id, "train", "", -1, "", 0)
-    await drop_group(ledger, prompt, "dead", why)
+    await drop_group(ledger, await _find(prompts, group_id), "dead", why)
 
 
-async def _find(prompts: Stream[Prompt], group_id: int) -> Prompt | None:
-    """The prompt of a group that is still on the stream; None if it is gone, or cannot be decoded."""
+async def _find(prompts: Stream[Prompt], group_id: int) -> Prompt:
+    """The prompt of a group that is still on the stream; what can be told of it, if it cannot be decoded."""
     start = "-"
     while entries := cast(
         list[tuple[bytes, dict[bytes, bytes]]], await prompts.redis.xrange(prompts.key, start, count=PAGE)
     ):
         for _, fields in entries:
             if int(fields.get(b"g", -1)) == group_id:
-                return _decoded(prompts, fields.get(b"m", b""))
+                return _decoded(prompts, group_id, fields)
         start = "(" + entries[-1][0].decode()
-    return None
+    return Prompt(group_id, "train", "", -1, "", 0)
 
 
-def _decoded(prompts: Stream[Prompt], entry: bytes) -> Prompt | None:
+def _decoded(prompts: Stream[Prompt], group_id: int, fields: dict[bytes, bytes]) -> Prompt:
     try:
-        return prompts.codec.decode(entry)
+        return prompts.codec.decode(fields.get(b"m", b""))
     except WireError:
-        return None
+        version, dataset = evaluation_of(fields) or (None, "")
+        kind = "train" if version is None else "eval"
+        return Prompt(group_id, kind, dataset, -1, "", 0, pinned_version=version)

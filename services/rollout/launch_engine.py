@@ -9,7 +9,9 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
+from typing import BinaryIO
 
 from services.rollout.engine_arguments import EnginePlan, encode
 from services.rollout.engine_calls import EngineCalls, EngineError
@@ -24,20 +26,25 @@ KILL_S = 5.0
 CHECK_S = 5.0
 UNHEALTHY_S = 60.0
 LOG_LINES = 5
+SERVER = (sys.executable, "-m", "services.rollout.engine_server")
 
 
 class EngineDied(SluiceError):
     """The engine's process ended, did not start in time, or hangs; a new one can take its place."""
 
 
+class EngineCannotStart(EngineDied):
+    """The engine ended by itself before its first healthy answer, or took too long: it would do so again."""
+
+
 class EngineProcess:
     """One life of an SGLang server."""
 
-    def __init__(self, plan: EnginePlan, log_file: Path) -> None:
-        """Start the process.
+    def __init__(self, plan: EnginePlan, log_file: Path, command: Sequence[str] = ()) -> None:
+        """Start the process: `command`, or SERVER, with this process's id and the plan's arguments appended.
 
         Raises:
-            EngineDied: something else listens on the engine's port.
+            EngineDied: something else listens on the engine's port, or there is no such command.
         """
         check_port(plan.host, plan.port)
         self.plan, self.log_file = plan, log_file
@@ -46,14 +53,7 @@ class EngineProcess:
         log_file.parent.mkdir(parents=True, exist_ok=True)
         self._log_start = log_file.stat().st_size if log_file.exists() else 0
         with log_file.open("ab") as log:
-            self._process = subprocess.Popen(
-                [sys.executable, "-m", "services.rollout.engine_server", str(os.getpid()), encode(plan.arguments)],
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=subprocess.STDOUT,
-                env=_environment(plan),
-                start_new_session=True,
-            )
+            self._process = _start([*(command or SERVER), str(os.getpid()), encode(plan.arguments)], plan, log)
 
     @property
     def pid(self) -> int:
@@ -64,15 +64,15 @@ class EngineProcess:
         return self._process.poll() is None
 
     async def wait_healthy(self, deadline_s: float) -> None:
-        """Wait for the first healthy answer; EngineDied with the end of the log if it does not come."""
+        """Wait for the first healthy answer; without one, EngineCannotStart or EngineDied with the end of its log."""
         until = time.monotonic() + deadline_s
         while not await self.calls.healthy():
             if not self.alive:
-                raise EngineDied(
-                    f"the engine ended with code {self._process.returncode} at its start; {self.log_end()}"
-                )
+                code = self._process.returncode
+                death = EngineDied if code < 0 else EngineCannotStart  # a signal came from outside
+                raise death(f"the engine ended with code {code} at its start; {self.log_end()}")
             if time.monotonic() > until:
-                raise EngineDied(f"the engine was not healthy within {deadline_s:g} s; {self.log_end()}")
+                raise EngineCannotStart(f"the engine was not healthy within {deadline_s:g} s; {self.log_end()}")
             await asyncio.sleep(POLL_S)
         # A collection over all that was imported would hold up every update: it takes half a second.
         with contextlib.suppress(EngineError):
@@ -125,6 +125,22 @@ def check_port(host: str, port: int) -> None:
                 f"the engine cannot listen on {host}:{port} ({error.strerror}); stop what listens there, "
                 "or set engine.port of the deployment"
             ) from error
+
+
+def _start(command: list[str], plan: EnginePlan, log: BinaryIO) -> "subprocess.Popen[bytes]":
+    try:
+        return subprocess.Popen(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            env=_environment(plan),
+            start_new_session=True,
+        )
+    except OSError as error:
+        raise EngineCannotStart(
+            f"the engine cannot be started by {command[0]!r} ({error.strerror}); correct engine.command"
+        ) from error
 
 
 def _environment(plan: EnginePlan) -> dict[str, str]:

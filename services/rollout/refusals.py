@@ -9,3 +9,7 @@ class EngineUnavailable(SluiceError):
 
 class GroupRejected(SluiceError):
     """This prompt can never be generated: too long for the engine, no tokens, a chat template that refuses it."""
+
+
+class Superseded(SluiceError):
+    """Another worker took the group over while this one was silent, or the group is settled; its work is not needed."""

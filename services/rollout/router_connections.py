@@ -4,9 +4,13 @@ httpx looks at every connection of a client, several times, for every request; w
 costs more than the requests. So each connection is a client, and a stack holds those that are free.
 """
 
+import contextlib
+from collections.abc import AsyncGenerator
+
 import httpx
 
 CONNECT_DEADLINE_S = 5.0
+JSON = {"content-type": "application/json"}
 
 
 class RouterConnections:
@@ -31,12 +35,24 @@ class RouterConnections:
         """Send JSON; httpx.TransportError if there is no answer."""
         client = self._free.pop() if self._free else self._connect()
         try:
-            answer = await client.post(path, content=content, headers={"content-type": "application/json"})
+            answer = await client.post(path, content=content, headers=JSON)
         except BaseException:
             await client.aclose()
             raise
         self._free.append(client)
         return answer
+
+    @contextlib.asynccontextmanager
+    async def stream(self, path: str, content: bytes) -> AsyncGenerator[httpx.Response]:
+        """Send JSON; the answer is read as it comes. httpx.TransportError if there is none, or it breaks off."""
+        client = self._free.pop() if self._free else self._connect()
+        try:
+            async with client.stream("POST", path, content=content, headers=JSON) as answer:
+                yield answer
+        except BaseException:
+            await client.aclose()
+            raise
+        self._free.append(client)
 
     def _connect(self) -> httpx.AsyncClient:
         return httpx.AsyncClient(base_url=self._url, timeout=self._timeout, verify=self._tls, trust_env=False)

@@ -3,8 +3,12 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from services.rollout.grow_replies import grow_replies
 from services.rollout.model_tokenizer import ModelTokenizer
-from services.rollout.sampler import Sample, Sampler, append_spans
+from services.rollout.partial_attempt import PartialAttempt
+from services.rollout.read_answers import Sample, append_spans
+from services.rollout.refusals import GroupRejected
+from services.rollout.sampler import Sampler
 from shared.errors import PluginError
 from shared.messages import Spans, Turns
 from shared.run_settings import SamplingSettings
@@ -31,12 +35,15 @@ class Session:
         sampling: SamplingSettings,
         sampler: Sampler,
         tokenizer: ModelTokenizer,
+        partial: PartialAttempt | None = None,
     ) -> None:
+        """`partial` records what is sampled and added, and gives it out again where it is recorded already."""
         self.attempt = attempt
         """Number of this attempt in its group, from 0."""
         self.finish_reason = ""
         """How the newest reply ended."""
         self._prompt_ids, self._sampling, self._sampler, self._tokenizer = prompt_ids, sampling, sampler, tokenizer
+        self._partial = partial
         self._token_ids: list[int] = []
         self._logprobs: list[float] = []
         self._loss_mask: Spans = []
@@ -65,8 +72,7 @@ class Session:
         changes = {name: value for name, value in given.items() if value is not None}
         limit = left if max_new_tokens is None else min(left, max_new_tokens)
         sampling = self._sampling.model_copy(update={**changes, "max_new_tokens": limit})
-        (sample,) = await self._sampler.sample(self._prompt_ids + self._token_ids, sampling, 1)
-        return self.record(sample)
+        return self.record(await self._sample(self._prompt_ids + self._token_ids, sampling))
 
     def add(self, content: str | Sequence[int]) -> None:
         """Append what did not come from the policy, such as a tool's answer; it is read by the policy, not trained."""
@@ -75,6 +81,8 @@ class Session:
             return
         if min(token_ids) < 0 or max(token_ids) >= self._tokenizer.vocabulary:
             raise PluginError(f"session.add: token ids are from 0 to {self._tokenizer.vocabulary - 1} for this model")
+        if self._partial is not None:
+            self._partial.add(token_ids)
         self._token_ids += token_ids
         self._logprobs += [0.0] * len(token_ids)
         self._loss_mask = append_spans(self._loss_mask, [(0, len(token_ids))])
@@ -122,6 +130,23 @@ class Session:
         self._weight_versions = append_spans(self._weight_versions, sample.weight_versions)
         self.finish_reason = sample.finish_reason
         return Reply(self._tokenizer.decode(sample.token_ids), sample.token_ids, sample.finish_reason)
+
+    def start_over(self) -> None:
+        """Keep nothing of this attempt: the function failed on it, and would again."""
+        if self._partial is not None:
+            self._partial.start_over()
+
+    async def _sample(self, input_ids: list[int], sampling: SamplingSettings) -> Sample:
+        partial = self._partial
+        if partial is None:
+            return (await self._sampler.sample(input_ids, sampling, 1))[0]
+        reply = partial.next_reply()
+        try:
+            await grow_replies(input_ids, sampling, self._sampler, [(partial, reply)])
+        except GroupRejected:
+            partial.forget_last()
+            raise
+        return reply.as_sample()
 
     def _count_as(self, version: int, tokens: int) -> None:
         self._weight_versions = append_spans(self._weight_versions, [(version, tokens)])

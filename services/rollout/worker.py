@@ -11,6 +11,7 @@ from services.rollout.demonstration_loop import DemonstrationLoop
 from services.rollout.generate_group import GroupGenerator, load_generate
 from services.rollout.generation_loop import GenerationLoop
 from services.rollout.model_tokenizer import ModelTokenizer, load_tokenizer
+from services.rollout.partial_group import Partials
 from services.rollout.router_connections import RouterConnections
 from services.rollout.sampler import Sampler
 from shared.messages import Prompt, Rollout
@@ -48,10 +49,11 @@ async def _serve_rl(serving: Serving, tokenizer: ModelTokenizer, prompts: Stream
     rollouts: Stream[Rollout] = Stream(serving.redis, serving.run, ROLLOUTS)
     ledger = Ledger(serving.redis, Keys(serving.run))
     async with RouterConnections(place.deployment.router_url, settings.request_deadline_s) as router:
-        groups = GroupGenerator(tokenizer, Sampler(router, place.log), generate, place.name)
-        loop = GenerationLoop(
-            prompts, rollouts, ledger, groups.generate, place.log, settings.concurrency, settings.request_deadline_s
-        )
+        slots, deadline_s = settings.concurrency, settings.request_deadline_s
+        tokens, seconds = settings.partial_tokens, settings.partial_seconds
+        partials = Partials(ledger, place.log, place.name, tokens, seconds, deadline_s)
+        groups = GroupGenerator(tokenizer, Sampler(router, place.log), generate, place.name, partials)
+        loop = GenerationLoop(prompts, rollouts, ledger, groups.generate, place.log, slots, deadline_s, groups.forget)
         serving.ready()
         await loop.run()
 

@@ -27,5 +27,24 @@ def _rl_metrics(rollouts: list[Rollout], weight_version: int) -> dict[str, float
         "reward_std": fmean((reward - mean) ** 2 for reward in rewards) ** 0.5,
         "staleness_mean": fmean(staleness),
         "staleness_max": max(staleness),
+        **_staleness_by_place(rollouts, weight_version),
         "truncated_fraction": fmean(r.finish_reason == "length" for r in rollouts),
+    }
+
+
+def _staleness_by_place(rollouts: list[Rollout], weight_version: int) -> dict[str, float]:
+    """Versions that passed while groups were generated (in flight), and after that until their step (in queue).
+
+    The mean over tokens weighs every token alike, the other two every group.
+    """
+    spans: dict[int, list[tuple[int, int]]] = {}
+    for rollout in rollouts:
+        spans.setdefault(rollout.group_id, []).extend(span for span in rollout.weight_versions if span[1])
+    versions = [[version for version, _ in group] or [weight_version] for group in spans.values()]
+    behind = sum((weight_version - version) * count for group in spans.values() for version, count in group)
+    tokens = sum(count for group in spans.values() for _, count in group)
+    return {
+        "staleness_token_mean": behind / max(tokens, 1),
+        "staleness_in_flight_mean": fmean(max(group) - min(group) for group in versions),
+        "staleness_in_queue_mean": fmean(weight_version - max(group) for group in versions),
     }

@@ -13,6 +13,7 @@ from services.trainer.stage_weights import Staged
 from shared.enrolment import Part
 from shared.logs import Log
 from shared.messages import Rendezvous, WeightVersion
+from shared.redis_connection import UNREACHABLE
 from shared.streams import Stream
 from shared.topology import WEIGHTS
 
@@ -66,7 +67,7 @@ class Broadcaster:
             return outcome
         try:
             await self._send(staged, gathering, announcement, outcome)
-        except asyncio.CancelledError:
+        except (asyncio.CancelledError, *UNREACHABLE):
             self.drop_group()
             raise
         if outcome.failed:
@@ -108,7 +109,9 @@ class Broadcaster:
             try:
                 group = await self._connect(announcement, gathering, staged.buckets.backend)
             except RuntimeError as error:
-                self._meeting = None  # engines that still wait there are set free when the store goes
+                if self._meeting is not None:
+                    self._meeting.close(error)
+                self._meeting = None
                 outcome.failed.update(dict.fromkeys(gathering.waiting, f"the engines did not all join: {error}"))
                 return
         else:

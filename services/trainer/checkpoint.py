@@ -1,10 +1,16 @@
-"""The trainer's state <-> numbered folders on disk: written aside, synced, renamed; verified when read."""
+"""The trainer's state <-> numbered folders on disk: written aside, synced, renamed; verified when read.
+
+A checkpoint needs no state of a random generator to be exact: every step seeds its own from the recorded intent. The
+state is kept all the same, for plugins that draw numbers between steps.
+"""
 
 import hashlib
 import json
 import os
 import shutil
-from dataclasses import dataclass
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +30,8 @@ class Checkpoint:
 
     step: int
     state: State
+    about: dict[str, Any] = field(default_factory=dict[str, Any])
+    """The rest of its manifest, such as `ledger`, `seed`, `schedule` and `time`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,8 +44,11 @@ class Checkpoints:
     keep: int
     log: Log
 
-    def save(self, step: int, state: State) -> None:
-        """Write a checkpoint that is either whole or not there, then remove the oldest beyond `keep`."""
+    def save(self, step: int, state: State, about: Mapping[str, Any] | None = None) -> None:
+        """Write a checkpoint that is either whole or not there, then remove the oldest beyond `keep`.
+
+        `about` goes into the manifest: where the ledger stood, and what the state was made with.
+        """
         aside = self._clear(f".writing_{step:06d}")
         aside.mkdir(parents=True)
         files: dict[str, Any] = {}
@@ -45,29 +56,58 @@ class Checkpoints:
             path = aside / f"{name}.safetensors"
             save_file({key: tensor.contiguous() for key, tensor in tensors.items()}, path)
             files[path.name] = {"sha256": _sha256(path), "bytes": path.stat().st_size}
-        manifest = {"format": FORMAT, "owner": self.owner, "step": step, "files": files}
+        manifest = {
+            **(about or {}),
+            "format": FORMAT,
+            "owner": self.owner,
+            "step": step,
+            "time": time.time(),
+            "files": files,
+        }
         (aside / MANIFEST).write_text(json.dumps(manifest, indent=1))
         for path in (*aside.iterdir(), aside):
             _sync(path)
         self._clear(self._name(step))
         aside.rename(self.folder / self._name(step))
         _sync(self.folder)
+        self.remove_old()
+
+    def remove_old(self) -> None:
+        """Keep the newest `keep`."""
         for old in self.steps()[: -self.keep]:
             self._clear(self._name(old))
 
-    def newest(self) -> Checkpoint | None:
-        """The newest whole checkpoint; a damaged one is named in the log, set aside, and the one before is taken."""
+    def newest(self, limit: int | None = None) -> Checkpoint | None:
+        """The newest whole checkpoint of a step up to `limit`.
+
+        A damaged one is named in the log and set aside, and the one before is taken. So are those beyond the limit: the
+        ledger does not know of their steps any more, which will be trained again.
+        """
         self._leave_to_other_runs()
         for step in reversed(self.steps()):
             path = self.folder / self._name(step)
+            if limit is not None and step > limit:
+                renamed = self._aside(path, "ahead_of_ledger")
+                self.log.warning("checkpoint_ahead", checkpoint=str(path), ledger=limit, renamed=renamed)
+                continue
             try:
-                return Checkpoint(step, self._load(path))
+                return self.read(step)
             except (OSError, ValueError, KeyError, SafetensorError) as error:
-                damaged = f"damaged_{path.name}"
-                self.log.error("checkpoint_damaged", checkpoint=str(path), error=str(error), renamed=damaged)
-                self._clear(damaged)
-                path.rename(self.folder / damaged)
+                renamed = self._aside(path, "damaged")
+                self.log.error("checkpoint_damaged", checkpoint=str(path), error=str(error), renamed=renamed)
         return None
+
+    def read(self, step: int) -> Checkpoint:
+        """The checkpoint of a step; OSError, ValueError, KeyError or SafetensorError if it is not there or damaged."""
+        path = self.folder / self._name(step)
+        manifest = json.loads((path / MANIFEST).read_text())
+        if manifest["format"] != FORMAT:
+            raise ValueError(f"format {manifest['format']} is not {FORMAT}")
+        files = manifest.pop("files")
+        for name, file in files.items():
+            if _sha256(path / name) != file["sha256"]:
+                raise ValueError(f"{name} does not have the checksum that was written")
+        return Checkpoint(step, {name.removesuffix(".safetensors"): load_file(path / name) for name in files}, manifest)
 
     def steps(self) -> list[int]:
         """Steps with a checkpoint, oldest first."""
@@ -78,14 +118,11 @@ class Checkpoints:
         steps = self.steps()
         return steps[-self.keep] if len(steps) >= self.keep else 0
 
-    def _load(self, path: Path) -> State:
-        manifest = json.loads((path / MANIFEST).read_text())
-        if manifest["format"] != FORMAT:
-            raise ValueError(f"format {manifest['format']} is not {FORMAT}")
-        for name, file in manifest["files"].items():
-            if _sha256(path / name) != file["sha256"]:
-                raise ValueError(f"{name} does not have the checksum that was written")
-        return {name.removesuffix(".safetensors"): load_file(path / name) for name in manifest["files"]}
+    def _aside(self, path: Path, why: str) -> str:
+        renamed = f"{why}_{path.name}"
+        self._clear(renamed)
+        path.rename(self.folder / renamed)
+        return renamed
 
     def _leave_to_other_runs(self) -> None:
         """Set all checkpoints aside if an earlier run of the same name wrote them."""

@@ -3,16 +3,19 @@
 import math
 import time
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from services.trainer.backend import Backend
 from services.trainer.checkpoint import Checkpoints
 from services.trainer.compute_thread import ComputeThread
+from services.trainer.ledger_on_disk import LedgerOnDisk
 from services.trainer.publish_versions import Versions
 from services.trainer.retention import Retention
 from services.trainer.sample_buffer import SampleBuffer
 from services.trainer.step_ledger import StepLedger
+from services.trainer.take_up import Manifest
 from services.trainer.train_step import StepTrainer
+from shared.await_redis import AwaitRedis
 from shared.logs import Log
 from shared.messages import Rollout, StepIntent
 
@@ -20,28 +23,49 @@ STOP_GRACE_S = 10.0
 """Seconds that a publication in flight gets when the run is to stop; it may be waiting for an engine to come up."""
 
 
+@dataclass
+class Progress:
+    """How many steps the weights in memory have seen."""
+
+    step: int = 0
+
+
 @dataclass(frozen=True, slots=True)
 class TrainingLoop:
-    """One run's training; every part knows its own settings."""
+    """One run's training; every part knows its own settings.
+
+    Redis may go away at any moment: every call waits for it and is done again, which all of them bear. LedgerBehind
+    says that what came back knows less than this loop has done.
+    """
 
     steps: int
     seed: int
     checkpoint_every: int
     buffer: SampleBuffer
     ledger: StepLedger
-    fetch: Callable[[list[int]], Awaitable[list[Rollout]]]
+    on_disk: LedgerOnDisk
+    fetch: Callable[[StepIntent], Awaitable[list[Rollout]]]
     trainer: StepTrainer
     versions: Versions
     backend: Backend
     checkpoints: Checkpoints
+    manifest: Manifest
     retention: Retention
     compute: ComputeThread
     is_stopping: Callable[[], Awaitable[bool]]
+    redis: AwaitRedis
     log: Log
+    progress: Progress = field(default_factory=Progress)
 
     async def run(self, done: int) -> int:
-        """Train from the state after `done` steps; returns the number of steps done at the end, all durable."""
-        recorded = {intent.step: intent for intent in await self.ledger.intents(after=done)}
+        """Train from the state after `done` steps; returns the number of steps done at the end, all durable.
+
+        Raises:
+            LedgerBehind: Redis lost steps that the weights in memory have seen.
+            FencedOut: another trainer took the run over.
+        """
+        recorded = {intent.step: intent for intent in await self.redis(lambda: self.ledger.intents(after=done))}
+        self.progress.step = done
         await self.versions.offer(done)
         saved = done
         for step in range(done + 1, self.steps + 1):
@@ -49,33 +73,41 @@ class TrainingLoop:
             intent = recorded.get(step) or await self._next_intent(step)
             if intent is None:
                 break
-            metrics = await self._train(intent, begun)
-            await self.ledger.commit(step, metrics, len(intent.group_ids), int(metrics["tokens"]))
-            await self.versions.offer(step)
-            self.log.info("step_done", step=step, **metrics)
-            done = step
+            await self._step(intent, begun)
             if step % self.checkpoint_every == 0 or step == self.steps:
                 saved = await self._checkpoint(step)
+        done = self.progress.step
         if done == self.steps:
             await self.versions.settle()
         else:
             await self.versions.close(STOP_GRACE_S)
         if saved < done:
             await self._checkpoint(done)
+        await self._let_go()
+        await self.redis(self.retention.archive_rest)
         return done
 
     async def _next_intent(self, step: int) -> StepIntent | None:
         """The next step's groups, recorded and acknowledged; None if the run is to stop."""
-        groups = await self.buffer.next_batch(self._leave)
+        groups = await self.buffer.next_batch(step - 1, self._leave)
         if groups is None:
             return None
         intent = StepIntent(step, [group.body.group_id for group in groups], step - 1, self.seed + step)
-        await self.ledger.intend(intent, groups)
+        stale = self.buffer.count_stale(groups, step - 1)
+        await self.redis(lambda: self.ledger.intend(intent, groups, stale))
         return intent
+
+    async def _step(self, intent: StepIntent, begun: float) -> None:
+        """Train, commit and offer one recorded step."""
+        metrics = await self._train(intent, begun)
+        self.progress.step = intent.step
+        await self.redis(lambda: self.ledger.commit(intent, metrics, int(metrics["tokens"])))
+        await self.versions.offer(intent.step)
+        self.log.info("step_done", step=intent.step, **metrics)
 
     async def _train(self, intent: StepIntent, begun: float) -> dict[str, float]:
         received = time.monotonic()
-        rollouts = await self.fetch(intent.group_ids)
+        rollouts = await self.redis(lambda: self.fetch(intent))
         fetched = time.monotonic()
         metrics = await self.compute.run(self.trainer.train, rollouts, intent)
         trained = time.monotonic()
@@ -90,12 +122,22 @@ class TrainingLoop:
         return {k: v for k, v in {**metrics, **seconds, "tokens_per_second": rate}.items() if math.isfinite(v)}
 
     async def _checkpoint(self, step: int) -> int:
+        """Write the state once the ledger that it belongs to is on disk, then let go of what it covers."""
         begun = time.monotonic()
-        await self.compute.run(self.checkpoints.save, step, self.backend.state())
-        await self.retention.forget(self.checkpoints.covered())
+        await self.redis(lambda: self.on_disk.wait(step))
+        await self.redis(lambda: self.ledger.check(step))  # Redis may have come back without the step meanwhile
+        position = await self.redis(self.ledger.position)
+        await self.compute.run(self.checkpoints.save, step, self.backend.state(), self.manifest.of(position))
+        await self._let_go()
         self.log.info("checkpoint_saved", step=step, seconds=time.monotonic() - begun)
         return step
 
+    async def _let_go(self) -> None:
+        """Remove what the newest checkpoints make superfluous; at the end of a run what a kill left to do of it."""
+        await self.compute.run(self.checkpoints.remove_old)
+        await self.redis(lambda: self.retention.forget(self.checkpoints.covered()))
+
     async def _leave(self) -> bool:
         self.versions.check()
+        await self.redis(lambda: self.ledger.check(self.progress.step))
         return await self.is_stopping()

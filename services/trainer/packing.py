@@ -42,6 +42,7 @@ class MicroBatch:
                 trained.old_logprobs.to(device),
                 trained.advantages.to(device),
                 trained.weights.to(device),
+                trained.versions.to(device),
                 trained.attempt.to(device),
             ),
         )
@@ -113,6 +114,7 @@ def _micro_batch(
             old_logprobs=batch.old_logprobs[predicted],
             advantages=advantages[predicted],
             weights=weights[predicted],
+            versions=batch.versions[predicted],
             attempt=batch.attempt[predicted],
         ),
     )

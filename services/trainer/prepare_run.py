@@ -6,22 +6,26 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
-import torch
-
-from services.trainer.algorithm import choose_algorithm
-from services.trainer.backends.torch_backend import AdamW, TorchBackend
+from services.trainer.archive import archived_until, open_archive
+from services.trainer.archive_steps import StepArchive
+from services.trainer.backends.torch_backend import TorchBackend
+from services.trainer.branch import take_up_branch
 from services.trainer.checkpoint import Checkpoints
 from services.trainer.compute_thread import ComputeThread
 from services.trainer.evaluation_gate import EvaluationGate
-from services.trainer.fetch_payloads import fetch_rollouts
-from services.trainer.load_model import choose_device, load_policy
+from services.trainer.fetch_payloads import fetch_step
+from services.trainer.ledger_on_disk import LedgerOnDisk
+from services.trainer.load_model import choose_device
 from services.trainer.loop import TrainingLoop
+from services.trainer.open_backend import open_backend, step_trainer
 from services.trainer.publish_versions import CountedVersions, PublishedVersions, Publisher
+from services.trainer.recorded_run import note_run, owner_of
 from services.trainer.retention import Retention
-from services.trainer.sample_buffer import SampleBuffer
-from services.trainer.schedule import learning_rate
+from services.trainer.sample_buffer import BatchPolicy, SampleBuffer
+from services.trainer.select_groups import load_selection
 from services.trainer.step_ledger import StepLedger
-from services.trainer.train_step import StepTrainer
+from services.trainer.take_up import manifest_of, take_up
+from shared.await_redis import AwaitRedis
 from shared.messages import GroupReady
 from shared.run_settings import RunSettings
 from shared.runs import Runs
@@ -29,6 +33,9 @@ from shared.scripts import Ledger
 from shared.service import Serving, run_folder
 from shared.streams import Delivery, Stream
 from shared.topology import GROUPS, Keys
+
+NEVER = 2**31
+"""A ready group waits for its step for as long as it takes; its deliveries count the trainers that held it."""
 
 
 class WeightService(Publisher, Protocol):
@@ -60,91 +67,93 @@ class PreparedRun:
 async def prepare_run(serving: Serving, compute: ComputeThread, open_publisher: OpenPublisher) -> PreparedRun:
     """Build a run and take up its newest checkpoint; RunRejected if its model or checkpoint cannot be used."""
     settings, redis, log = serving.record.settings, serving.redis, serving.place.log
-    keys, ledger = Keys(serving.run), StepLedger(redis, serving.run)
-    folder = run_folder(serving.place.deployment, serving.run)
-    checkpoints = Checkpoints(
-        folder / "checkpoints", f"{serving.record.created:.6f}", settings.trainer.keep_checkpoints, log
-    )
+    keys, ledger, await_redis = Keys(serving.run), StepLedger(redis, serving.run), serving.await_redis()
+    policy, folder = _policy(settings), run_folder(serving.place.deployment, serving.run)
+    note_run(folder, serving.record)
+    checkpoints = Checkpoints(folder / "checkpoints", owner_of(serving.record), settings.trainer.keep_checkpoints, log)
+    await take_up_branch(serving, checkpoints)
     device = choose_device(settings.engine.device)
-    backend = await compute.run(_open_backend, settings, device)
-    done = await compute.run(_take_up, backend, checkpoints)
+    backend = await compute.run(open_backend, settings, device)
+    await await_redis(ledger.take_over)
+    position, manifest = await await_redis(ledger.position), manifest_of(settings)
+    open_archive(folder, owner_of(serving.record))
+    done = await compute.run(take_up, backend, checkpoints, position, partial(archived_until, folder), manifest, log)
     log.info("model_ready", run=serving.run, device=str(device), dtype=settings.model.dtype, step=done)
 
-    buffer = SampleBuffer(_groups(serving), keys, settings.rollout.groups_per_step, log)
+    buffer = SampleBuffer(_groups(serving), keys, policy, await_redis)
     await buffer.open()
-    is_stopping = partial(_is_stopping, Runs(redis), serving.run)
-    gate = EvaluationGate(redis, settings, is_stopping, log)
+    is_stopping = partial(_is_stopping, Runs(redis), serving.run, await_redis)
+    gate = EvaluationGate(redis, settings, is_stopping, await_redis, log)
     publisher = open_publisher(serving) if settings.kind == "rl" else None
-    versions = await _versions(Ledger(redis, keys), publisher, backend, compute, gate)
+    versions = await _versions(Ledger(redis, keys), publisher, backend, compute, gate, await_redis)
+    archive = StepArchive(redis, keys, ledger, folder) if settings.trainer.archive else None
     loop = TrainingLoop(
         steps=settings.trainer.steps,
         seed=settings.seed,
         checkpoint_every=settings.trainer.checkpoint_every,
         buffer=buffer,
         ledger=ledger,
-        fetch=partial(fetch_rollouts, redis, keys),
-        trainer=_step_trainer(settings, backend),
+        on_disk=LedgerOnDisk(redis, keys, log),
+        fetch=partial(fetch_step, redis, keys, folder),
+        trainer=step_trainer(settings, backend),
         versions=versions,
         backend=backend,
         checkpoints=checkpoints,
-        retention=Retention(redis, keys, ledger),
+        manifest=manifest,
+        retention=Retention(redis, keys, ledger, archive),
         compute=compute,
         is_stopping=is_stopping,
+        redis=await_redis,
         log=log,
     )
     background = [buffer.keep_leases, *([publisher.serve_joiners] if publisher else [])]
     return PreparedRun(loop, done, gate, backend, folder, background, partial(_close, versions, publisher))
 
 
+def _policy(settings: RunSettings) -> BatchPolicy:
+    rollout, is_rl = settings.rollout, settings.kind == "rl"
+    return BatchPolicy(
+        groups_per_step=rollout.groups_per_step,
+        max_staleness=rollout.max_staleness if is_rl else None,
+        staleness=rollout.staleness_policy,
+        select=load_selection(rollout.selection),
+    )
+
+
 def _groups(serving: Serving) -> Stream[GroupReady]:
-    settings = serving.record.settings.delivery
-    delivery = Delivery(settings.lease_s, settings.max_deliveries)
+    delivery = Delivery(serving.record.settings.delivery.lease_s, NEVER)
     return Stream(serving.redis, serving.run, GROUPS, serving.place.name, delivery)
 
 
 async def _versions(
-    ledger: Ledger, publisher: Publisher | None, backend: TorchBackend, compute: ComputeThread, gate: EvaluationGate
+    ledger: Ledger,
+    publisher: Publisher | None,
+    backend: TorchBackend,
+    compute: ComputeThread,
+    gate: EvaluationGate,
+    redis: AwaitRedis,
 ) -> PublishedVersions | CountedVersions:
+    told = await redis(partial(_newest_version, ledger))
     if publisher is None:
-        return CountedVersions(ledger)
-    told = (await ledger.counters()).get("weight_version", -1)
+        return CountedVersions(ledger, redis)
     return PublishedVersions(publisher, backend, compute, gate, told)
 
 
-def _open_backend(settings: RunSettings, device: torch.device) -> TorchBackend:
-    trainer, folder = settings.trainer, Path(settings.model.path).expanduser()
-    policy = load_policy(folder, settings.model.trust_remote_code, choose_algorithm(settings).temperature, device)
-    adamw = AdamW(
-        (trainer.adam_beta1, trainer.adam_beta2), trainer.adam_epsilon, trainer.weight_decay, trainer.max_grad_norm
-    )
-    return TorchBackend(policy, getattr(torch, settings.model.dtype), adamw, folder)
+async def _newest_version(ledger: Ledger) -> int:
+    """The version that engines were told of last; -1 for none.
+
+    One of a step that Redis has lost is taken back, or admission would count on it: the step that is trained in its
+    place makes a new version of that number.
+    """
+    counters = await ledger.counters()
+    told, step = counters.get("weight_version", -1), counters.get("step", 0)
+    if told > step:
+        await ledger.redis.hset(ledger.keys.counters, "weight_version", str(step))
+    return min(told, step)
 
 
-def _take_up(backend: TorchBackend, checkpoints: Checkpoints) -> int:
-    checkpoint = checkpoints.newest()
-    if checkpoint is None:
-        return 0
-    backend.load_state(checkpoint.state)
-    return checkpoint.step
-
-
-def _step_trainer(settings: RunSettings, backend: TorchBackend) -> StepTrainer:
-    trainer = settings.trainer
-    rate = partial(
-        learning_rate,
-        steps=trainer.steps,
-        peak=trainer.learning_rate,
-        warmup=trainer.warmup_steps,
-        shape=trainer.schedule,
-        min_ratio=trainer.min_learning_rate_ratio,
-    )
-    return StepTrainer(
-        backend, choose_algorithm(settings), rate, trainer.max_tokens_per_micro_batch, settings.kind == "rl"
-    )
-
-
-async def _is_stopping(runs: Runs, run: str) -> bool:
-    record = await runs.get(run)
+async def _is_stopping(runs: Runs, run: str, redis: AwaitRedis) -> bool:
+    record = await redis(lambda: runs.get(run))
     return record is not None and record.state == "stopping"
 
 

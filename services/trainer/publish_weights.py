@@ -11,17 +11,20 @@ from redis.asyncio import Redis
 from services.trainer.broadcast_version import Broadcaster, Outcome, Proofs
 from services.trainer.rendezvous import in_thread
 from services.trainer.stage_weights import Stage, Staged
+from services.trainer.tell import tell
 from services.trainer.weight_buckets import WeightBuckets, checksum, engine_checksums
+from shared.await_redis import AwaitRedis
 from shared.logs import Log
-from shared.messages import Event
 from shared.redis_connection import UNREACHABLE
+from shared.runs import HEARTBEAT_S
 from shared.scripts import Ledger
-from shared.streams import Stream
-from shared.topology import EVENTS, Keys
+from shared.topology import Keys
 
 MIB = 2**20
 ROUNDS = 2
 """An engine that dies takes the broadcast with it; the others get the version in a second round, at once."""
+SETTLE_S = 2 * HEARTBEAT_S
+"""After Redis was away no engine looks alive until it has renewed its sign of life."""
 JOINER_POLL_S = 0.25
 JOINER_RETRY_S = (1.0, 30.0)
 """Shortest and longest pause between two tries to bring an engine up to date."""
@@ -60,14 +63,21 @@ class WeightPublisher:
     """Publishes the versions of one run, one after the other."""
 
     def __init__(
-        self, redis: Redis, run: str, host: str, log: Log, bucket_mib: int = 512, deadlines: Deadlines | None = None
+        self,
+        redis: Redis,
+        run: str,
+        host: str,
+        log: Log,
+        bucket_mib: int = 512,
+        deadlines: Deadlines | None = None,
+        await_redis: AwaitRedis | None = None,
     ) -> None:
         """`host` is the address by which engines reach this process."""
-        self._run, self._log, self._deadlines = run, log, deadlines or Deadlines()
+        self._redis, self._run, self._log, self._deadlines = redis, run, log, deadlines or Deadlines()
+        self._await_redis = await_redis or AwaitRedis(log, run)
         self._stage = Stage(bucket_mib * MIB)
         self._broadcaster = Broadcaster(redis, run, host, self._deadlines.enrol_s, self._deadlines.update_s, log)
         self._ledger = Ledger(redis, Keys(run))
-        self._events: Stream[Event] = Stream(redis, run, EVENTS)
         self._lock = asyncio.Lock()
         self._newest: tuple[Staged, Proofs] | None = None
 
@@ -92,8 +102,8 @@ class WeightPublisher:
             self._newest = (staged, proofs)
             if staged.version == 0:
                 await self._first_engine()
-            outcome = await self._send(staged, proofs, ROUNDS)
-        await self._ledger.advance("weight_version", staged.version)
+            outcome = await self._send_through_outages(staged, proofs)
+        await self._await_redis(lambda: self._ledger.advance("weight_version", staged.version))
         seconds = {"hash": hashed_s, **outcome.seconds, "total": time.monotonic() - started}
         report = _report(staged, proofs, outcome, seconds)
         self._log_report("weights_published", report)
@@ -127,8 +137,21 @@ class WeightPublisher:
         async with self._lock:
             staged, proofs = self._newest
             outcome = await self._send(staged, proofs, 1)
+        if not outcome.done and not outcome.failed:
+            await asyncio.sleep(JOINER_RETRY_S[0])  # it died, or takes part in an older announcement still
+            return False
         self._log_report("joiners_served", _report(staged, proofs, outcome, outcome.seconds))
         return bool(outcome.failed)
+
+    async def _send_through_outages(self, staged: Staged, proofs: Proofs) -> Outcome:
+        """Send; where Redis went away meanwhile, send again once it and the engines' signs of life are back."""
+        while True:
+            try:
+                return await self._send(staged, proofs, ROUNDS)
+            except UNREACHABLE as error:
+                self._log.warning("publication_interrupted", run=self._run, version=staged.version, error=str(error))
+                await self._await_redis(self._redis.ping)
+                await asyncio.sleep(SETTLE_S)
 
     async def _send(self, staged: Staged, proofs: Proofs, rounds: int) -> Outcome:
         until, failed = time.monotonic() + self._deadlines.update_s, dict[str, str]()
@@ -141,12 +164,12 @@ class WeightPublisher:
         outcome.failed = {name: reason for name, reason in failed.items() if name not in outcome.done}
         for name, reason in outcome.failed.items():
             detail = {"version": staged.version, "engine": name, "reason": reason}
-            await self._events.publish(Event(time.time(), "trainer", "weights_failed", detail))
+            await tell(self._redis, self._run, self._log, "weights_failed", detail)
         return outcome
 
     async def _first_engine(self) -> None:
         until = time.monotonic() + self._deadlines.first_engine_s
-        while not await self._broadcaster.engines.up():
+        while not await self._await_redis(self._broadcaster.engines.up):
             if time.monotonic() > until:
                 self._log.warning("no_engine", run=self._run, waited_s=self._deadlines.first_engine_s)
                 return

@@ -4,6 +4,7 @@ import asyncio
 import os
 import socket
 import threading
+import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
@@ -39,6 +40,15 @@ class MeetingPoint:
         self.store = c10d.TCPStore(
             host, self.port, is_master=True, wait_for_workers=False, master_listen_fd=listener.detach()
         )
+
+    def close(self, failure: BaseException) -> None:
+        """Set everybody free who waits at the store, after a group could not be made there.
+
+        The traceback of the failure holds the store and half a group, whose connections an engine could still join and
+        wait at; left alone, they would stay until the garbage collector comes by.
+        """
+        traceback.clear_frames(failure.__traceback__)
+        self.store = None
 
 
 class Communicator:

@@ -4,7 +4,10 @@ from typing import Any, cast
 
 from redis.asyncio import Redis
 
+from services.trainer.archive_steps import StepArchive
 from services.trainer.step_ledger import StepLedger
+from shared.errors import LedgerBehind
+from shared.scripts import Ledger
 from shared.topology import GROUPS, Keys
 
 BATCH = 500
@@ -13,23 +16,38 @@ BATCH = 500
 class Retention:
     """Forgets trained groups of one run; safe to repeat after a crash in between."""
 
-    def __init__(self, redis: Redis, keys: Keys, ledger: StepLedger) -> None:
-        self._redis, self._keys, self._ledger = redis, keys, ledger
+    def __init__(self, redis: Redis, keys: Keys, ledger: StepLedger, archive: StepArchive | None = None) -> None:
+        """`archive` takes every step before its groups are deleted."""
+        self._redis, self._keys, self._ledger, self._archive = redis, keys, ledger, archive
+        self._groups = Ledger(redis, keys)
         self._forgotten = 0
 
     async def forget(self, covered: int) -> None:
-        """Delete the groups of all steps up to `covered`."""
+        """Delete the groups of all steps up to `covered`.
+
+        Raises:
+            LedgerBehind: Redis does not record all of these steps any more.
+        """
         if covered <= self._forgotten:
             return
-        done = cast(bytes | None, await self._redis.hget(self._keys.counters, "forgotten_step"))
-        intents = await self._ledger.intents(int(done or 0), covered)
+        done = (await self._ledger.position()).forgotten
+        intents = await self._ledger.intents(done, covered) if done < covered else []
+        if done + len(intents) < covered:
+            raise LedgerBehind(f"run {self._keys.run}: Redis lost its last writes: step {covered} is not recorded")
+        if self._archive is not None:
+            await self._archive.write(intents)
         spent = {group_id for intent in intents for group_id in intent.group_ids}
-        keys = [self._keys.group(group_id) for group_id in sorted(spent)]
-        for start in range(0, len(keys), BATCH):
-            await self._redis.unlink(*keys[start : start + BATCH])
+        spent_ids = sorted(spent)
+        for start in range(0, len(spent_ids), BATCH):
+            await self._groups.forget(spent_ids[start : start + BATCH])
         await self._trim(spent)
-        await self._redis.hset(self._keys.counters, "forgotten_step", str(covered))
+        await self._groups.advance("forgotten_step", covered)
         self._forgotten = covered
+
+    async def archive_rest(self) -> None:
+        """Archive the steps that stay in Redis when the run ends; their groups stay as well."""
+        if self._archive is not None:
+            await self._archive.write(await self._ledger.intents((await self._ledger.position()).forgotten))
 
     async def _trim(self, spent: set[int]) -> None:
         """The stream holds no more than admission allows and what no checkpoint covers, so one pass is cheap."""

@@ -1,12 +1,15 @@
 """One run of the registry -> trained, published, exported and ended: the trainer's part of `follow_runs`."""
 
 import asyncio
+import gc
 
 from services.trainer.compute_thread import ComputeThread
 from services.trainer.export_model import export_model
 from services.trainer.prepare_run import OpenPublisher, PreparedRun, prepare_run
 from services.trainer.publish_weights import Deadlines, WeightPublisher
-from shared.runs import Runs
+from services.trainer.tell import tell
+from shared.errors import LedgerBehind
+from shared.runs import Runs, State
 from shared.service import Serving
 from shared.tasks import end
 
@@ -17,14 +20,45 @@ async def serve(serving: Serving) -> None:
 
 
 async def train_run(serving: Serving, open_publisher: OpenPublisher) -> None:
-    """The same with any publisher of weights."""
+    """The same with any publisher of weights.
+
+    Where Redis lost its last writes, the trainer goes back to the newest checkpoint that Redis covers, and on from
+    there: what Redis has recorded is trained again, in the same order.
+    """
     compute = ComputeThread(serving.record.settings.trainer.threads)
+    lost: int | None = None
     try:
-        prepared = await prepare_run(serving, compute, open_publisher)
-        serving.ready()
-        await _with_background(serving, prepared)
+        while True:
+            lost = await _train_until_behind(serving, compute, open_publisher, lost)
+            if lost is None:
+                return
+            gc.collect()  # the state that is of no use any more, before another one is loaded beside it
     finally:
         compute.close()
+
+
+async def _train_until_behind(
+    serving: Serving, compute: ComputeThread, open_publisher: OpenPublisher, lost: int | None
+) -> int | None:
+    """Train a run to its end.
+
+    Args:
+        lost: the step from which the trainer goes back, if it does.
+
+    Returns:
+        The step that was reached when Redis turned out to be behind it; None at the end of the run.
+    """
+    prepared = await prepare_run(serving, compute, open_publisher)
+    serving.ready()
+    if lost is not None:
+        detail = {"from": lost, "to": prepared.done}
+        await tell(serving.redis, serving.run, serving.place.log, "trainer_rewound", detail)
+    try:
+        await _with_background(serving, prepared)
+    except LedgerBehind as error:
+        serving.place.log.warning("ledger_behind", run=serving.run, reason=str(error))
+        return prepared.loop.progress.step
+    return None
 
 
 async def _with_background(serving: Serving, prepared: PreparedRun) -> None:
@@ -40,16 +74,19 @@ async def _with_background(serving: Serving, prepared: PreparedRun) -> None:
 
 
 async def _train_and_end(serving: Serving, prepared: PreparedRun) -> None:
-    loop, steps = prepared.loop, serving.record.settings.trainer.steps
+    loop, steps, runs = prepared.loop, serving.record.settings.trainer.steps, Runs(serving.redis)
     done = await loop.run(prepared.done)
     await prepared.gate.wait(done)
     await loop.compute.run(export_model, prepared.backend, prepared.folder / "export")
-    state = "finished" if done == steps else "stopped"
-    await Runs(serving.redis).move(serving.run, ("starting", "running", "stopping"), state)
+    await loop.redis(lambda: loop.ledger.check(done))
+    state: State = "finished" if done == steps else "stopped"
+    await loop.redis(lambda: runs.move(serving.run, ("starting", "running", "stopping"), state))
     serving.place.log.info("run_ended", run=serving.run, state=state, step=done)
 
 
 def _open_publisher(serving: Serving) -> WeightPublisher:
     weights, host = serving.record.settings.weights, serving.place.deployment.trainer.host
     deadlines = Deadlines(enrol_s=weights.enrol_deadline_s, update_s=weights.update_deadline_s)
-    return WeightPublisher(serving.redis, serving.run, host, serving.place.log, weights.bucket_mib, deadlines)
+    return WeightPublisher(
+        serving.redis, serving.run, host, serving.place.log, weights.bucket_mib, deadlines, serving.await_redis()
+    )

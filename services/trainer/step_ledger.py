@@ -1,30 +1,73 @@
 """Steps -> the ledger: an intent before each step, a commit after it, and what a new trainer has to train again."""
 
+from dataclasses import dataclass
+from typing import cast
+
 from redis.asyncio import Redis
 
-from shared.errors import RunRejected
+from shared.errors import FencedOut, LedgerBehind, RunRejected
 from shared.messages import GroupReady, StepCommit, StepIntent, StepRecord
 from shared.scripts import Ledger
-from shared.streams import Message, Stream, forward
+from shared.streams import Message, Stream
 from shared.topology import STEPS, Keys
 
 PAGE = 1000
 
 
+@dataclass(frozen=True, slots=True)
+class Position:
+    """Where the ledger stands: the newest step of each kind."""
+
+    step: int
+    """Committed."""
+    intended: int
+    """Recorded before its training."""
+    forgotten: int
+    """The groups of the steps up to here have left Redis."""
+
+
 class StepLedger:
-    """The trainer's side of the steps stream of one run."""
+    """The trainer's side of the steps stream of one run. All of it may be repeated.
+
+    Every write raises FencedOut once another trainer took the run over, and LedgerBehind if Redis lost writes.
+    """
 
     def __init__(self, redis: Redis, run: str) -> None:
+        self._redis, self._keys = redis, Keys(run)
         self._steps: Stream[StepRecord] = Stream(redis, run, STEPS)
-        self._ledger = Ledger(redis, Keys(run))
+        self._ledger = Ledger(redis, self._keys)
+        self._epoch = 0
 
-    async def intend(self, intent: StepIntent, groups: list[Message[GroupReady]]) -> None:
+    async def take_over(self) -> None:
+        """Become the one trainer that may write here."""
+        self._epoch = await self._ledger.take_over()
+
+    async def position(self) -> Position:
+        """Where the ledger stands."""
+        counts = await self._ledger.counters()
+        return Position(counts.get("step", 0), counts.get("intended", 0), counts.get("forgotten_step", 0))
+
+    async def check(self, done: int) -> None:
+        """Raise what a write of the step after `done` would raise now."""
+        epoch = int(cast(bytes | None, await self._redis.get(self._keys.trainer_epoch)) or 0)
+        if epoch > self._epoch:
+            raise FencedOut(f"run {self._keys.run}: another trainer took this run over; this one stops")
+        position = await self.position()
+        if epoch < self._epoch or position.intended < done or position.step < done:
+            raise LedgerBehind(
+                f"run {self._keys.run}: Redis lost its last writes: {done} steps are done, and it knows {position.step}"
+            )
+
+    async def intend(self, intent: StepIntent, groups: list[Message[GroupReady]], stale: int = 0) -> None:
         """Record what the step will train and acknowledge those groups, in one transaction."""
-        await forward(groups, self._steps, intent)
+        await self._ledger.intend(self._epoch, intent, [group.entry_id for group in groups], stale)
+        for group in groups:
+            group.stream.release(group.entry_id)
 
-    async def commit(self, step: int, metrics: dict[str, float], groups: int, tokens: int) -> None:
+    async def commit(self, intent: StepIntent, metrics: dict[str, float], tokens: int) -> None:
         """Record a finished step; one that was trained again after a crash is recorded once."""
-        await self._ledger.commit(StepCommit(step, step, metrics), groups, tokens)
+        commit = StepCommit(intent.step, intent.step, metrics)
+        await self._ledger.commit(self._epoch, commit, intent.group_ids, tokens)
 
     async def intents(self, after: int, until: int | None = None) -> list[StepIntent]:
         """Recorded steps after `after` (and up to `until`), in order.
@@ -32,11 +75,20 @@ class StepLedger:
         Raises:
             RunRejected: a step in between is missing.
         """
-        found: list[StepIntent] = []
+        found = [record for record in await self._records(after, until) if isinstance(record, StepIntent)]
+        if [intent.step for intent in found] != list(range(after + 1, after + 1 + len(found))):
+            raise RunRejected(f"the ledger does not record every step after {after}; start a new run")
+        return found
+
+    async def metrics(self, after: int, until: int) -> dict[int, dict[str, float]]:
+        """The metrics of committed steps."""
+        records = await self._records(after, until)
+        return {record.step: record.metrics for record in records if isinstance(record, StepCommit)}
+
+    async def _records(self, after: int, until: int | None) -> list[StepRecord]:
+        found: list[StepRecord] = []
         last_id = "0"
         while page := await self._steps.read(last_id, PAGE):
             last_id = page[-1][0]
-            found += [r for _, r in page if isinstance(r, StepIntent) and after < r.step <= (until or r.step)]
-        if [intent.step for intent in found] != list(range(after + 1, after + 1 + len(found))):
-            raise RunRejected(f"the ledger does not record every step after {after}; start a new run")
+            found += [record for _, record in page if after < record.step <= (until or record.step)]
         return found

@@ -4,8 +4,11 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from shared.messages import Rollout, expand
+
+NO_VERSION = -1
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,6 +21,8 @@ class TrainingBatch:
     """[tokens] bool: the token is trained. Never true for the first token of an attempt: nothing predicts it."""
     old_logprobs: torch.Tensor
     """[tokens] float32, of the policy that sampled the token; 0 where the mask is False."""
+    versions: torch.Tensor
+    """[tokens] int32: the weight version that sampled the token; NO_VERSION for the prompt."""
     lengths: torch.Tensor
     """[attempts] int64: prompt and response tokens."""
     attempt: torch.Tensor
@@ -33,6 +38,7 @@ def training_batch(rollouts: list[Rollout]) -> TrainingBatch:
     token_ids = [part for r in rollouts for part in (r.prompt_ids, r.token_ids)]
     masks = [part for r in rollouts for part in (np.zeros(len(r.prompt_ids), np.int32), expand(r.loss_mask))]
     logprobs = [part for r in rollouts for part in (np.zeros(len(r.prompt_ids), np.float32), r.logprobs)]
+    versions = [part for r in rollouts for part in (_no_versions(len(r.prompt_ids)), expand(r.weight_versions))]
     lengths = torch.tensor([len(r.prompt_ids) + len(r.token_ids) for r in rollouts], dtype=torch.int64)
     _, group = np.unique(np.asarray([r.group_id for r in rollouts]), return_inverse=True)
     loss_mask = torch.from_numpy(np.concatenate(masks)).bool()
@@ -42,8 +48,13 @@ def training_batch(rollouts: list[Rollout]) -> TrainingBatch:
         token_ids=torch.from_numpy(np.concatenate(token_ids)).long(),
         loss_mask=loss_mask,
         old_logprobs=torch.from_numpy(np.concatenate(logprobs)) * loss_mask,
+        versions=torch.from_numpy(np.concatenate(versions)),
         lengths=lengths,
         attempt=torch.repeat_interleave(torch.arange(len(rollouts)), lengths),
         rewards=torch.tensor([r.reward or 0.0 for r in rollouts], dtype=torch.float64),
         group=torch.from_numpy(group).long(),
     )
+
+
+def _no_versions(count: int) -> NDArray[np.int32]:
+    return np.full(count, NO_VERSION, np.int32)

@@ -1,7 +1,7 @@
 """`sluice dataset ...`: files pushed to the gateway, listed, shown and deleted."""
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 from rich.console import Group
@@ -10,14 +10,12 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, Trans
 from shared.errors import SluiceError
 from sluice.answers import Dataset
 from sluice.cli.options import AsJson, Config, client_of
-from sluice.cli.output import ERRORS, clock, note, print_json, show, size, table
+from sluice.cli.output import ERRORS, chat_text, clock, note, print_json, show, size, table
 from sluice.client import Client, GatewayError
 
 app = typer.Typer(help="Datasets: rows of prompts with labels.", no_args_is_help=True)
 
 CONFLICT = 409
-PROBE = ".replacement"
-"""Suffix of the name under which a replacement is tried before the old dataset goes."""
 
 
 @app.command("push")
@@ -28,7 +26,7 @@ def push(  # noqa: PLR0913, PLR0917 one parameter is one option of the command
     prompt_key: Annotated[str, typer.Option(help="Field with the prompt: text, or chat messages.")] = "prompt",
     label_key: Annotated[str, typer.Option(help="Field with the right answer.")] = "label",
     metadata_key: Annotated[str, typer.Option(help="Field with anything else a reward needs.")] = "metadata",
-    replace: Annotated[bool, typer.Option("--replace", help="Delete the dataset of that name first.")] = False,
+    replace: Annotated[bool, typer.Option("--replace", help="Take the place of the dataset of that name.")] = False,
     config: Config = None,
     as_json: AsJson = False,
 ) -> None:
@@ -39,11 +37,7 @@ def push(  # noqa: PLR0913, PLR0917 one parameter is one option of the command
     parameters = {**keys, "format": format} if format else keys
     wanted = name or file.name.partition(".")[0]
     with client_of(config) as client:
-        if replace and wanted in {dataset.name for dataset in client.datasets()}:
-            _upload(client, wanted + PROBE, file, parameters)
-            client.delete_dataset(wanted + PROBE)
-            client.delete_dataset(wanted)
-        dataset = _upload(client, wanted, file, parameters)
+        dataset = _upload(client, wanted, file, {**parameters, "replace": "true"} if replace else parameters)
     if as_json:
         print_json(dataset)
     else:
@@ -57,7 +51,7 @@ def _upload(client: Client, name: str, file: Path, parameters: dict[str, str]) -
         try:
             return client.push_dataset(name, file, lambda count: bar.advance(task, count), **parameters)
         except GatewayError as error:
-            if error.status == CONFLICT:
+            if error.status == CONFLICT and "replace" not in parameters:
                 raise SluiceError(f"{error}, or push it with --replace") from error
             raise
 
@@ -84,7 +78,7 @@ def show_(
     with client_of(config) as client:
         dataset, rows = client.dataset(name), client.rows(name, offset, limit)
     head = f"{dataset.name}: {dataset.rows} rows, {size(dataset.bytes)}, {dataset.format}, sha256 {dataset.sha256}"
-    body = table(("row", "prompt", "label"), [(r["row"], _text(r["prompt"]), r["label"]) for r in rows])
+    body = table(("row", "prompt", "label"), [(r["row"], chat_text(r["prompt"]), r["label"]) for r in rows])
     show(as_json, {**dataset.model_dump(mode="json"), "preview": rows}, Group(head, "", body))
 
 
@@ -97,9 +91,3 @@ def delete(name: str, config: Config = None, as_json: AsJson = False) -> None:
         print_json({"deleted": name})
     else:
         note(f"deleted {name}")
-
-
-def _text(prompt: Any) -> str:
-    if isinstance(prompt, list):
-        return "\n".join(f"{turn.get('role')}: {turn.get('content')}" for turn in prompt)
-    return str(prompt)

@@ -56,6 +56,7 @@ def check_machine(deployment: Deployment) -> list[Check]:
         _memory(),
         _gpu(),
         _disk(deployment.paths.home),
+        _logs(deployment.paths.home),
         *_packages(),
         _redis(deployment),
         _ports(deployment),
@@ -103,6 +104,10 @@ def _disk(home: Path) -> Check:
         return Check("disk", "fail", f"{folder} is not writable", "set paths.home to a folder of yours")
     advice = "" if free >= MINIMUM_DISK_GIB else f"checkpoints want {MINIMUM_DISK_GIB} GiB or more"
     return Check("disk", "warn" if advice else "ok", found, advice)
+
+
+def _logs(home: Path) -> Check:
+    return Check("logs", "ok", f"one of each service in {home / 'logs'}; sglang-0.log is of the server of engine-0")
 
 
 def _packages() -> Iterator[Check]:

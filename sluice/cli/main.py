@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from shared.errors import SluiceError
-from sluice.cli import chat, datasets, doctor, down, logs, runs, status, up
+from sluice.cli import branch, chat, datasets, dead, doctor, down, ledger, lineage, logs, replay, runs, status, up
 from sluice.cli.output import ERRORS, print_error
 from sluice.demo import command
 
@@ -24,9 +24,14 @@ app.command("status")(status.status)
 app.command("logs")(logs.logs)
 app.command("doctor")(doctor.doctor)
 app.command("chat")(chat.chat)
+app.command("replay")(replay.replay)
+app.command("branch")(branch.branch)
+app.command("ledger")(ledger.ledger)
+app.command("lineage")(lineage.lineage)
 app.command("demo")(command.demo)
 app.add_typer(datasets.app, name="dataset")
 app.add_typer(runs.app, name="run")
+app.add_typer(dead.app, name="dead")
 
 
 def run() -> None:

@@ -9,10 +9,12 @@ from typing import Any
 from pydantic import BaseModel
 from rich.console import Console, RenderableType
 from rich.table import Table
+from rich.text import Text
 
 ERRORS = Console(stderr=True, highlight=False, soft_wrap=True)
 """Notes and errors; standard output holds results alone."""
 OUT = Console(highlight=False)
+SHOWN_CHARACTERS = 240
 
 
 def show(as_json: bool, data: Any, view: RenderableType) -> None:
@@ -38,21 +40,41 @@ def print_error(message: str) -> None:
     ERRORS.print(message, markup=False)
 
 
-def table(columns: Iterable[str], rows: Iterable[Iterable[Any]], title: str | None = None) -> Table:
-    """A plain table; numbers are written to four places and set to the right."""
+def table(
+    columns: Iterable[str], rows: Iterable[Iterable[Any]], title: str | None = None, fixed: Iterable[str] = ()
+) -> Table:
+    """A plain table; numbers are written to four places and set to the right. Columns of `fixed` are never folded."""
+    whole = set(fixed)
     view = Table(title=title, box=None, header_style="bold", pad_edge=False, title_justify="left")
     body = [list(row) for row in rows]
     for index, column in enumerate(columns):
         numeric = bool(body) and all(isinstance(row[index], int | float | None) for row in body)
-        view.add_column(column, justify="right" if numeric else "left", overflow="fold")
+        view.add_column(column, justify="right" if numeric else "left", overflow="fold", no_wrap=column in whole)
     for row in body:
-        view.add_row(*(_cell(value) for value in row))
+        view.add_row(*(Text(_cell(value)) for value in row))
     return view
 
 
 def clock(seconds: float | None) -> str:
     """A time of day with its date; a dash for none."""
     return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(seconds)) if seconds else "-"
+
+
+def short_clock(seconds: float | None) -> str:
+    """A time of day with its day, for tables; a dash for none."""
+    return time.strftime("%m-%d %H:%M", time.localtime(seconds)) if seconds else "-"
+
+
+def begin(text: str) -> str:
+    """The beginning of a text that may be long; --json gives all of it."""
+    return text if len(text) <= SHOWN_CHARACTERS else f"{text[:SHOWN_CHARACTERS]} ..."
+
+
+def chat_text(prompt: str | list[dict[str, Any]]) -> str:
+    """A prompt as one text."""
+    if isinstance(prompt, str):
+        return prompt
+    return "\n".join(f"{turn.get('role')}: {turn.get('content')}" for turn in prompt)
 
 
 def size(count: float) -> str:

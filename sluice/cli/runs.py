@@ -9,15 +9,13 @@ from rich.console import Group
 from shared.deployment import run_environment
 from shared.errors import SluiceError
 from shared.run_settings import RunSettings
-from shared.settings import from_assignments, merge, read_toml, validate
+from shared.settings import Layer, from_assignments, merge, read_toml, validate_layers
 from sluice.answers import Run, Sample
-from sluice.cli.options import AsJson, Config, client_of
-from sluice.cli.output import clock, note, print_json, show, table
+from sluice.cli.options import AsJson, Config, client_of, deployment_of
+from sluice.cli.output import begin, chat_text, clock, note, print_json, short_clock, show, table
 from sluice.cli.watch import follow_start, follow_to_end
 
 app = typer.Typer(help="Runs: one training each, from a TOML file.", no_args_is_help=True)
-
-SHOWN_CHARACTERS = 240
 
 SetRun = Annotated[
     list[str] | None, typer.Option("--set", help="One setting of the run, such as trainer.steps=50; repeatable.")
@@ -34,15 +32,15 @@ def start(
     as_json: AsJson = False,
 ) -> None:
     """Start a run and wait until it runs. Exit code 1 if it fails to start."""
-    settings = merge(read_toml(file), run_environment(), from_assignments(assignments or []))
-    path = validate(RunSettings, settings, str(file)).model.path
-    settings = merge(settings, {"model": {"path": _absolute(path)}})
+    layers = [Layer(str(file), read_toml(file)), run_environment(), Layer("--set", from_assignments(assignments or []))]
+    path = validate_layers(RunSettings, layers).model.path
+    settings = merge(*(layer.tree for layer in layers), {"model": {"path": _absolute(path)}})
     with client_of(config) as client:
         run = client.start_run(settings)
         if not detach:
             run = follow_start(client, run.run)
         if watch_it and not detach:
-            _finish(follow_to_end(client, run.run, as_json), as_json)
+            _finish(follow_to_end(client, run.run, as_json), as_json, config)
             return
     if as_json:
         print_json(run)
@@ -60,7 +58,7 @@ def _absolute(path: str) -> str:
 def watch(name: str, config: Config = None, as_json: AsJson = False) -> None:
     """Follow a run to its end; with --json one object a line. Exit code 1 if it fails. Ctrl-C leaves it running."""
     with client_of(config) as client:
-        _finish(follow_to_end(client, name, as_json), as_json)
+        _finish(follow_to_end(client, name, as_json), as_json, config)
 
 
 @app.command("stop")
@@ -74,13 +72,30 @@ def stop(name: str, config: Config = None, as_json: AsJson = False) -> None:
         note(f"run {run.run} is {run.state}")
 
 
+@app.command("delete")
+def delete(
+    name: str,
+    files: Annotated[bool, typer.Option("--files", help="Its checkpoints, export and archive too.")] = False,
+    config: Config = None,
+    as_json: AsJson = False,
+) -> None:
+    """Delete a run that has ended: what Redis keeps of it, and with --files its folder."""
+    with client_of(config) as client:
+        client.delete_run(name, files)
+    if as_json:
+        print_json({"deleted": name})
+    else:
+        note(f"deleted {name}{'' if files else '; its folder stays, --files deletes it too'}")
+
+
 @app.command("list")
 def list_(config: Config = None, as_json: AsJson = False) -> None:
     """List the runs, oldest first."""
     with client_of(config) as client:
         found = client.runs()
-    rows = [(r.run, r.kind, r.state, f"{r.step}/{r.steps}", clock(r.created), clock(r.ended), r.reason) for r in found]
-    view = table(("run", "kind", "state", "steps", "created", "ended", "reason"), rows)
+    rows = [(r.run, r.kind, r.state, f"{r.step}/{r.steps}", short_clock(r.created), r.reason) for r in found]
+    columns = ("run", "kind", "state", "steps", "created", "reason")
+    view = table(columns, rows, fixed=columns[1:-1])
     show(as_json, {"runs": found}, view if found else "no runs; start one with `sluice run start RUN.toml`")
 
 
@@ -108,25 +123,42 @@ def samples(
     name: str,
     limit: Annotated[int, typer.Option("--limit", "-n", min=1, help="Most attempts to show.")] = 10,
     group: Annotated[int | None, typer.Option("--group", help="Only the attempts of this group.")] = None,
+    evaluations: Annotated[bool, typer.Option("--evaluations", help="Those of evaluations instead.")] = False,
     config: Config = None,
     as_json: AsJson = False,
 ) -> None:
-    """Show scored attempts of a run, newest groups first."""
+    """Show scored attempts of a run, newest groups first: of training groups, or of evaluations."""
     with client_of(config) as client:
-        found = client.samples(name, limit, group)
+        found = client.samples(name, limit, group, evaluations if group is None else None)
     rows = [
-        (f"{s.group_id}.{s.attempt}", _versions(s), _begin(str(s.prompt)), _begin(s.text), s.label, s.reward)
+        (
+            f"{s.group_id}.{s.attempt}",
+            s.kind,
+            _versions(s),
+            begin(chat_text(s.prompt)),
+            begin(s.text),
+            s.label,
+            s.reward,
+        )
         for s in found
     ]
-    view = table(("attempt", "version", "prompt", "answer", "label", "reward"), rows)
+    columns = ("attempt", "kind", "version", "prompt", "answer", "label", "reward")
+    view = table(columns, rows, fixed=("attempt", "kind", "reward"))
     show(as_json, {"samples": found}, view if found else "no samples yet")
 
 
-def _finish(run: Run, as_json: bool) -> None:
+def _finish(run: Run, as_json: bool, config: Path | None) -> None:
     if run.state == "failed":
         raise SluiceError(f"run {run.run} failed: {run.reason}")
-    if not as_json:
-        note(f"run {run.run} {run.state} at step {run.step} of {run.steps}")
+    if as_json:
+        return
+    note(f"run {run.run} {run.state} at step {run.step} of {run.steps}")
+    deployment = deployment_of(config)
+    export = deployment.runs_folder / run.run / "export"
+    if export.exists():
+        note(f"the model is in {export}; ask it with: sluice chat {export}")
+    elif deployment.gateway.url and run.step and not run.reason:
+        note(f"the model is in runs/{run.run}/export, in the home of the deployment on the trainer's machine")
 
 
 def _facts(run: Run) -> dict[str, object]:
@@ -134,6 +166,7 @@ def _facts(run: Run) -> dict[str, object]:
         "kind": run.kind,
         "state": run.state,
         "reason": run.reason,
+        "held back": run.held_back,
         "step": f"{run.step} of {run.steps}",
         "weight version": run.weight_version,
         "created": clock(run.created),
@@ -145,8 +178,3 @@ def _facts(run: Run) -> dict[str, object]:
 
 def _versions(sample: Sample) -> str:
     return ",".join(str(version) for version, _ in sample.weight_versions)
-
-
-def _begin(text: str) -> str:
-    """The beginning of a text that may be long; --json gives all of it."""
-    return text if len(text) <= SHOWN_CHARACTERS else f"{text[:SHOWN_CHARACTERS]} ..."

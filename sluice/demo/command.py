@@ -12,7 +12,8 @@ import typer
 
 from shared.deployment import Deployment
 from shared.errors import SluiceError
-from shared.settings import from_assignments, merge, read_toml
+from shared.run_settings import RunSettings
+from shared.settings import Layer, Tree, from_assignments, merge, read_toml, validate_layers
 from sluice.answers import Run
 from sluice.cli.down import stop
 from sluice.cli.options import AsJson, deployment_of
@@ -58,39 +59,70 @@ def demo(
     as_json: AsJson = False,
 ) -> None:
     """Train a tiny model with SFT and GRPO on this machine: real engine, real streams, no GPU."""
-    clock = Clock()
-    _fresh_folder(home)
+    clock, interrupted = Clock(), False
     deployment = deployment_of(None, [*(assignments or []), f"paths.home={home}"])
-    note("[bold]1/5[/] a tiny Qwen3-architecture model and sums from reasoning-gym")
-    model = _make_model(home / "model", seed)
-    files = write_rows(home / "rows", seed, COUNTS, WORKED_SHARE)
-    clock.lap("prepare")
-    note("[bold]2/5[/] start the services: Redis, router, gateway, engine, rollout, reward, trainer")
-    start_detached(deployment, home.absolute())
-    clock.lap("start")
+    recipe = _recipe(seed, run_assignments or [])
+    _fresh_folder(home)
     try:
+        note("[bold]1/5[/] a tiny Qwen3-architecture model and sums from reasoning-gym")
+        model = _make_model(home / "model", seed)
+        files = write_rows(home / "rows", seed, COUNTS, WORKED_SHARE)
+        clock.lap("prepare")
+        note("[bold]2/5[/] start the services: Redis, router, gateway, engine, rollout, reward, trainer")
+        start_detached(deployment, home.absolute())
+        clock.lap("start")
         with connect(deployment) as client:
-            run = _train(client, model, files, seed, run_assignments or [], clock, as_json)
+            run = _train(client, model, files, recipe, clock, as_json)
             summary = summarise(run, client.steps(run.run, limit=10_000), clock.seconds, seed)
+    except KeyboardInterrupt:
+        interrupted = True
+        raise
     finally:
-        if not keep:
-            stop(home.absolute())
+        outcome = "kept" if keep else stop(home.absolute())
+        if interrupted:
+            _tell_interrupted(home, outcome, assignments or [])
     _report(home, deployment, run, summary, keep, as_json)
 
 
-def _train(
-    client: Client, model: Path, files: dict[str, Path], seed: int, overrides: list[str], clock: Clock, as_json: bool
-) -> Run:
+@dataclass(frozen=True, slots=True)
+class Recipe:
+    """The settings of both runs, and those that the user gave for the second one."""
+
+    sft: Tree
+    grpo: Tree
+    asked: Tree
+
+
+def _recipe(seed: int, assignments: list[str]) -> Recipe:
+    """Raises SettingsError now, not after minutes of SFT."""
+    sft, grpo = (merge(read_toml(RUN_FILES / f"{name}.toml"), {"seed": seed}) for name in ("sft", "grpo"))
+    asked = from_assignments(assignments)
+    validate_layers(RunSettings, [Layer("grpo.toml", grpo), Layer("--run-set", asked)])
+    return Recipe(sft, grpo, asked)
+
+
+def _tell_interrupted(home: Path, outcome: str, assignments: list[str]) -> None:
+    if outcome == "kept":
+        note(
+            f"interrupted; the services go on, and so does the run; stop them with: sluice down --set paths.home={home}"
+        )
+        return
+    note(f"interrupted; {'all services were stopped' if outcome == 'stopped' else 'no service ran'}")
+    if outcome == "stopped":
+        settings = "".join(f" --set {one}" for one in assignments)
+        note(f"to let the run go on: export SLUICE_PATHS__HOME={home}; sluice up -d{settings}; sluice run list")
+    note(f"`sluice demo` begins anew, and replaces {home}")
+
+
+def _train(client: Client, model: Path, files: dict[str, Path], recipe: Recipe, clock: Clock, as_json: bool) -> Run:
     for name, file in (("demonstrations", files["sft"]), ("sums", files["train"]), (HELD_OUT, files["held_out"])):
         client.push_dataset(name, file)
     note("[bold]3/5[/] SFT: learn from demonstrations, most of which answer at once and some of which think first")
-    tree = merge(read_toml(RUN_FILES / "sft.toml"), {"seed": seed, "model": {"path": str(model.absolute())}})
-    sft = _run_to_end(client, tree, as_json)
+    sft = _run_to_end(client, merge(recipe.sft, {"model": {"path": str(model.absolute())}}), as_json)
     clock.lap("sft")
     note("[bold]4/5[/] GRPO: only right answers are rewarded")
     export = model.parent.absolute() / "runs" / sft.run / "export"
-    ours = {"seed": seed, "model": {"path": str(export)}}
-    run = _run_to_end(client, merge(read_toml(RUN_FILES / "grpo.toml"), ours, from_assignments(overrides)), as_json)
+    run = _run_to_end(client, merge(recipe.grpo, {"model": {"path": str(export)}}, recipe.asked), as_json)
     clock.lap("grpo")
     return run
 

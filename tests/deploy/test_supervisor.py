@@ -6,12 +6,13 @@ import json
 import os
 import signal
 import sys
+import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 import pytest
 
-from deploy import keep_running
+from deploy import keep_running, probe, watch_health
 from deploy.probe import is_healthy
 from deploy.process import birth
 from deploy.services import PortUse, Service
@@ -119,23 +120,139 @@ async def test_a_service_that_is_never_healthy_is_given_up_at_its_deadline(tmp_p
     silent = Service("silent", (sys.executable, "-c", "import time; time.sleep(60)"), "http://127.0.0.1:9/healthz", ())
     slow = Service(silent.name, silent.command, silent.health, (), start_deadline_s=0.5, stop_grace_s=1)
     running = Running(tmp_path, [slow])
-    with pytest.raises(SluiceError, match=r"silent gave no healthy answer at http://127.0.0.1:9/healthz"):
+    with pytest.raises(SluiceError, match=r"silent cannot start: it gave no healthy answer at http://127.0.0.1:9"):
         await asyncio.wait_for(running.task, 20)
 
 
-async def test_a_service_that_keeps_dying_is_given_up_and_the_others_go_on(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+def pauses_of(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """The pauses between two lives of the services, which all are as short as the first one here."""
+    pauses: list[float] = []
+    judge = keep_running.Keeper._judge
+
+    def short(self: keep_running.Keeper, life: keep_running.Life) -> float:
+        pauses.append(judge(self, life))
+        return 0.01
+
+    monkeypatch.setattr(keep_running.Keeper, "_judge", short)
+    return pauses
+
+
+async def test_a_service_that_keeps_dying_is_always_started_again_with_longer_and_longer_pauses(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(keep_running, "BACK_OFF_S", 0.01)
-    monkeypatch.setattr(keep_running, "MAX_DEATHS", 3)
-    running = Running(tmp_path, [service("steady"), service("mortal", "--die-after-s", "0.5")])
+    pauses = pauses_of(monkeypatch)
+    running = Running(tmp_path, [service("steady"), service("worker")])
     await running.until_ready()
-    await until(holds(lambda: running.state.services["mortal"]["phase"] == "failed"))
-    assert running.state.services["steady"]["phase"] == "healthy"
+    for restarts in range(1, 9):
+        await kill_and_wait(running, restarts)
+    assert pauses == [0.5, 1, 2, 4, 8, 16, 30, 30]
+    assert running.state.services["steady"]["restarts"] == 0
     assert running.state.phase == "running"
-    assert "mortal died 3 times within 120 seconds: it ended with exit code 3" in capsys.readouterr().err
+    assert running.state.services["worker"]["reason"] == "was killed by signal 9"
     await running.stop()
-    assert running.state.services["mortal"]["phase"] == "failed"
+    assert running.state.services["worker"]["phase"] == "stopped"
+
+
+async def test_the_pause_is_short_again_after_a_service_stayed_healthy(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pauses = pauses_of(monkeypatch)
+    running = Running(tmp_path, [service("worker")])
+    await running.until_ready()
+    await kill_and_wait(running, restarts=1)
+    await kill_and_wait(running, restarts=2)
+    monkeypatch.setattr(keep_running, "STEADY_S", 0.0)
+    await kill_and_wait(running, restarts=3)
+    assert pauses == [0.5, 1, 0.5]
+    await running.stop()
+
+
+async def kill_and_wait(running: Running, restarts: int) -> None:
+    os.kill(running.state.services["worker"]["pid"], signal.SIGKILL)
+    await until(holds(lambda: running.state.services["worker"]["restarts"] == restarts))
+    await until(holds(lambda: running.state.services["worker"]["phase"] == "healthy"))
+
+
+async def test_a_service_that_was_healthy_and_cannot_start_any_more_is_failed_and_still_tried(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pauses, trouble = pauses_of(monkeypatch), tmp_path / "trouble"
+    running = Running(tmp_path, [service("steady"), service("worker", "--die-if", str(trouble))])
+    await running.until_ready()
+    trouble.touch()
+    os.kill(running.state.services["worker"]["pid"], signal.SIGKILL)
+    await until(holds(lambda: running.state.services["worker"]["phase"] == "failed"), 30)
+    reason = running.state.services["worker"]["reason"]
+    assert reason.startswith("5 starts in a row failed: it ended with exit code 1 (the disk is full)")
+    await until(holds(lambda: len(pauses) >= 8), 30)
+    assert pauses[:8] == [0.5, 1, 2, 4, 8, 60, 60, 60]
+    assert running.state.services["worker"]["phase"] == "failed"
+    assert running.state.services["steady"]["phase"] == "healthy"
+    trouble.unlink()
+    await until(holds(lambda: running.state.services["worker"]["phase"] == "healthy"))
+    await running.stop()
+
+
+@pytest.fixture
+def quick_probes(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Probes every 50 ms with a deadline of 300 ms; their answers."""
+    answers: list[str] = []
+
+    async def ask(address: str) -> str:
+        answers.append(await probe.ask(address))
+        return answers[-1]
+
+    monkeypatch.setattr(probe, "PROBE_DEADLINE_S", 0.3)
+    monkeypatch.setattr(watch_health, "PROBE_EVERY_S", 0.05)
+    monkeypatch.setattr(watch_health, "ask", ask)
+    return answers
+
+
+async def test_a_service_that_hangs_is_killed_and_started_again(tmp_path: Path, quick_probes: list[str]) -> None:
+    running = Running(tmp_path, [service("worker", grace_s=0.1)])
+    await running.until_ready()
+    pid = running.state.services["worker"]["pid"]
+    os.kill(pid, signal.SIGSTOP)
+    await until(holds(lambda: running.state.services["worker"]["restarts"] == 1), 20)
+    await until(holds(lambda: running.state.services["worker"]["phase"] == "healthy"), 20)
+    assert not birth(pid)
+    assert running.state.services["worker"]["reason"].startswith("hung: no healthy answer for ")
+    assert quick_probes.count("silent") >= watch_health.SILENT_PROBES
+    await running.stop()
+
+
+async def test_a_service_that_pauses_for_a_while_is_left_alone(tmp_path: Path, quick_probes: list[str]) -> None:
+    running = Running(tmp_path, [service("worker")])
+    await running.until_ready()
+    pid = running.state.services["worker"]["pid"]
+    for _ in range(2):  # silent for half as long as is borne, twice
+        seen = len(quick_probes)
+        os.kill(pid, signal.SIGSTOP)
+        await until(holds(lambda seen=seen: quick_probes[seen:].count("silent") == watch_health.SILENT_PROBES // 2))
+        os.kill(pid, signal.SIGCONT)
+        await until(holds(lambda: quick_probes[-1] == "healthy"))
+    assert running.state.services["worker"]["pid"] == pid
+    assert running.state.services["worker"]["restarts"] == 0
+    await running.stop()
+
+
+async def test_a_redis_that_answers_with_an_error_does_not_hang(redis_url: str) -> None:
+    assert await probe.ask(redis_url) == "healthy"
+    assert await probe.ask(redis_url.replace("redis://:", "redis://:wrong")) == "unwell"
+    assert await probe.ask(f"redis://127.0.0.1:{free_port()}/0") == "silent"
+
+
+async def test_stopping_does_not_wait_for_a_service_that_is_to_be_started_later(tmp_path: Path) -> None:
+    trouble = tmp_path / "trouble"
+    running = Running(tmp_path, [service("worker", "--die-if", str(trouble))])
+    await running.until_ready()
+    trouble.touch()
+    os.kill(running.state.services["worker"]["pid"], signal.SIGKILL)
+    await until(holds(lambda: running.state.services["worker"]["restarts"] == 3), 20)  # the next start is 2 s away
+    begun = time.monotonic()
+    await running.stop()
+    assert time.monotonic() - begun < 1
+    assert running.state.services["worker"]["phase"] == "stopped"
 
 
 async def test_a_service_that_ignores_sigterm_is_killed_with_everything_it_started(tmp_path: Path) -> None:
@@ -198,3 +315,20 @@ def test_a_second_supervisor_in_the_same_home_is_refused_with_a_sentence(tmp_pat
         pass
     with contextlib.ExitStack() as stack:
         stack.enter_context(only_one(tmp_path))
+
+
+def test_a_start_that_is_refused_leaves_no_folder_behind(tmp_path: Path) -> None:
+    home = tmp_path / "deep" / "home"
+    with pytest.raises(SluiceError, match="taken"), only_one(home):
+        raise SluiceError("port 1 is taken")
+    assert [*tmp_path.iterdir()] == []
+
+
+def test_a_start_that_is_refused_leaves_what_was_there_before(tmp_path: Path) -> None:
+    (tmp_path / "api_key").touch()
+    (tmp_path / "empty").mkdir()
+    for home in (tmp_path, tmp_path / "empty"):
+        with pytest.raises(SluiceError), only_one(home):
+            raise SluiceError("port 1 is taken")
+    assert sorted(file.name for file in tmp_path.iterdir() if file.name != "supervisor.lock") == ["api_key", "empty"]
+    assert [*(tmp_path / "empty").iterdir()] == []

@@ -4,7 +4,7 @@ import pytest
 from redis.asyncio import Redis
 
 from shared.errors import FencedOut
-from shared.messages import Codec, Event, GroupReady, Prompt, StepCommit
+from shared.messages import Codec, Event, GroupReady, Prompt, StepCommit, StepIntent, StepRecord
 from shared.scripts import Ledger
 from shared.streams import Stream
 from shared.topology import EVENTS, GROUPS, PROMPTS, STEPS, Keys
@@ -51,8 +51,14 @@ async def test_a_feeder_that_lost_its_lease_releases_nothing(ledger: Ledger) -> 
         await ledger.release("feeder-0", 0, 4, prompts(0, 1), ("train", "1"))
     await ledger.release(TOKEN, 0, 4, prompts(0, 1), ("train", "1"))
     with pytest.raises(FencedOut):
-        await ledger.release(TOKEN, 0, 4, prompts(0, 1), ("train", "1"))
+        await ledger.release(TOKEN, 0, 4, prompts(0, 1), ("train", "2"))
     assert await ledger.redis.xlen(ledger.keys.stream(PROMPTS)) == 1
+
+
+async def test_a_release_whose_answer_was_lost_is_repeated_without_harm(ledger: Ledger) -> None:
+    for _ in range(2):
+        assert await ledger.release(TOKEN, 0, 4, prompts(0, 2), ("train", "2"))
+    assert await ledger.redis.xlen(ledger.keys.stream(PROMPTS)) == 2
 
 
 async def test_a_group_is_complete_with_its_last_attempt_and_repeats_change_nothing(ledger: Ledger) -> None:
@@ -89,13 +95,14 @@ async def test_an_evaluation_group_is_tallied_once_and_never_reaches_the_trainer
 
 
 async def test_a_step_is_committed_once(ledger: Ledger) -> None:
-    commit = StepCommit(1, 1, {"loss": 0.25})
-    assert await ledger.commit(commit, groups=3, tokens=40)
-    assert not await ledger.commit(commit, groups=3, tokens=40)
+    intent, commit, epoch = StepIntent(1, [4, 5, 6], 0, 7), StepCommit(1, 1, {"loss": 0.25}), await ledger.take_over()
+    await ledger.intend(epoch, intent, [])
+    assert await ledger.commit(epoch, commit, intent.group_ids, tokens=40)
+    assert not await ledger.commit(epoch, commit, intent.group_ids, tokens=40)
     counters = await ledger.counters()
     assert (counters["step"], counters["trained"], counters["trained_tokens"]) == (1, 3, 40)
     entries = await ledger.redis.xrange(ledger.keys.stream(STEPS))
-    assert [Codec(StepCommit).decode(fields[b"m"]) for _, fields in entries] == [commit]
+    assert [Codec(StepRecord).decode(fields[b"m"]) for _, fields in entries] == [intent, commit]
 
 
 async def test_a_version_only_advances(ledger: Ledger) -> None:
@@ -103,3 +110,11 @@ async def test_a_version_only_advances(ledger: Ledger) -> None:
     assert await ledger.advance("weight_version", 4)
     assert not await ledger.advance("weight_version", 3)
     assert (await ledger.counters())["weight_version"] == 4
+
+
+async def test_the_events_of_a_run_do_not_grow_without_bound(ledger: Ledger) -> None:
+    key, kept = ledger.keys.stream(EVENTS), EVENTS.keep_newest or 0
+    fill = "for i = 1, ARGV[1] do redis.call('XADD', KEYS[1], '*', 'm', '') end"
+    await ledger.redis.eval(fill, 1, key, kept + 1000)  # type: ignore[misc]
+    assert await ledger.drop(0, "train", "filtered", Event(0.0, "reward", "dropped"), None)
+    assert kept <= await ledger.redis.xlen(key) <= kept + 200

@@ -4,10 +4,10 @@ from pathlib import Path
 
 import pytest
 
-from shared.deployment import load_deployment
+from shared.deployment import load_deployment, run_environment
 from shared.errors import SettingsError
 from shared.run_settings import RunSettings
-from shared.settings import from_assignments, from_environment, merge, read_toml, validate
+from shared.settings import Layer, from_assignments, from_environment, merge, read_toml, validate, validate_layers
 
 RUN = {
     "name": "sums",
@@ -60,6 +60,50 @@ def test_every_wrong_setting_is_named_at_once() -> None:
 def test_a_missing_setting_is_named() -> None:
     with pytest.raises(SettingsError, match=r"run.toml: trainer is required; add it"):
         validate(RunSettings, {k: v for k, v in RUN.items() if k != "trainer"}, "run.toml")
+
+
+def deployment_refusal(file: str, environ: dict[str, str], *assignments: str) -> str:
+    with pytest.raises(SettingsError) as caught:
+        load_deployment(Path(file), environ, from_assignments(assignments))
+    return str(caught.value)
+
+
+def test_a_wrong_setting_of_a_deployment_is_told_with_the_place_where_it_stands(tmp_path: Path) -> None:
+    file = tmp_path / "sluice.toml"
+    file.write_text("[gateway]\nport = 1000\n[log]\nlevel = 'loud'\n")
+    text = deployment_refusal(str(file), {"SLUICE_GATEWAY__PROT": "1"}, "router.port=0")
+    assert text.splitlines() == [
+        "SLUICE_GATEWAY__PROT: gateway.prot is not a setting; did you mean gateway.port?",
+        "--set: router.port is 0; input should be greater than 0",
+        f"{file}: log.level is 'loud'; input should be 'debug', 'info', 'warning' or 'error'",
+    ]
+    assert deployment_refusal(str(file), {"SLUICE_GATEWAY__PORT": "0"}, "log.level=info").startswith(
+        "SLUICE_GATEWAY__PORT: gateway.port is 0"
+    )
+    file.write_text("[gateway]\nport = 0\n")
+    assert deployment_refusal(str(file), {"SLUICE_GATEWAY__PORT": "0"}, "gateway.port=x").startswith("--set: ")
+    assert load_deployment(file, {"SLUICE_GATEWAY__PORT": "7"}).gateway.port == 7
+
+
+def run_refusal(tree: dict[str, object], environ: dict[str, str], *assignments: str) -> str:
+    layers = [Layer("run.toml", tree), run_environment(environ), Layer("--set", from_assignments(assignments))]
+    with pytest.raises(SettingsError) as caught:
+        validate_layers(RunSettings, layers)
+    return str(caught.value)
+
+
+def test_a_wrong_setting_of_a_run_is_told_with_the_place_where_it_stands() -> None:
+    assert run_refusal(RUN, {"SLUICE_RUN__SEED": "x"}).startswith("SLUICE_RUN__SEED: seed is 'x'")
+    assert run_refusal(RUN, {}, "data.datasets=[{name='a', weight=-1}]").startswith("--set: data.datasets.0.weight")
+    assert run_refusal(RUN, {"SLUICE_RUN__DATA__DATASETS": "[{nme='a'}]"}).splitlines() == [
+        "SLUICE_RUN__DATA__DATASETS: data.datasets.0.name is required; add it",
+        "SLUICE_RUN__DATA__DATASETS: data.datasets.0.nme is not a setting; did you mean data.datasets.0.name?",
+    ]
+    without = {name: value for name, value in RUN.items() if name != "model"}
+    assert run_refusal(without, {}, "trainer.steps=3") == "run.toml: model is required; add it"
+    # what does not go together stands in several places
+    both = run_refusal({**RUN, "reward": {"deadline_s": 3}}, {"SLUICE_RUN__REWARD__TYPE": "remote"})
+    assert both.startswith("run.toml and SLUICE_RUN__*: reward.url is ''; ")
 
 
 @pytest.mark.parametrize(

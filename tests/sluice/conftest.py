@@ -16,12 +16,20 @@ from tests.conftest import free_port
 
 START_DEADLINE_S = 60
 KEY = "a-key-for-tests"
+DATABASE = 5
+"""Its own, which no other test fills."""
 
 
 @dataclass(frozen=True)
 class Gateway:
     url: str
     home: Path
+
+
+@pytest.fixture(scope="session")
+def redis_url(redis_url: str) -> str:
+    """The same server; the gateway outlives the tests, so its runs must not lie where other tests put theirs."""
+    return f"{redis_url.rpartition('/')[0]}/{DATABASE}"
 
 
 @pytest.fixture(scope="session")

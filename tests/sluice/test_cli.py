@@ -143,13 +143,19 @@ def test_run_settings_come_from_file_then_environment_then_command_line(
     assert connected("run", "stop", "cli-layers").code == 0
 
 
-def test_watching_follows_a_run_to_its_end(connected: Sluice, run_file: Callable[[str], Path]) -> None:
+def test_watching_follows_a_run_to_its_end_and_says_where_its_model_is(
+    connected: Sluice, run_file: Callable[[str], Path], tmp_path: Path
+) -> None:
     connected("run", "start", str(run_file("cli-watched")), "--detach")
     assert connected("run", "stop", "cli-watched").code == 0
     outcome = connected("run", "watch", "cli-watched", "--json")
     assert outcome.code == 0
     assert [json.loads(line)["state"] for line in outcome.out.splitlines()][-1] == "stopped"
     assert "stopped at step 0 of 2" in connected("run", "watch", "cli-watched").err
+    export = tmp_path / ".sluice" / "runs" / "cli-watched" / "export"
+    assert f"sluice chat {export}" not in connected("run", "watch", "cli-watched").err
+    export.mkdir(parents=True)
+    assert f"sluice chat {export}" in connected("run", "watch", "cli-watched").err
     assert "stopped" in connected("run", "list").out
     assert "stopped" in connected("run", "show", "cli-watched").out
     assert "no samples yet" in connected("run", "samples", "cli-watched").out
@@ -161,13 +167,35 @@ def test_a_port_in_use_stops_a_start_before_anything_runs(sluice: Sluice, connec
         outcome = sluice(*arguments, "--set", f"gateway.port={port}", "--set", f"redis.port={free_port()}")
         assert outcome.code == 1
         assert f"port {port} is in use by process" in outcome.err
-    assert not (tmp_path / ".sluice" / "supervisor.json").exists()
+    assert not (tmp_path / ".sluice").exists()
 
 
 def test_down_where_nothing_runs_says_so(sluice: Sluice) -> None:
     outcome = sluice("down", "--json")
     assert outcome.code == 0
     assert json.loads(outcome.out)["outcome"] == "not running"
+
+
+def ended_supervisor(home: Path) -> None:
+    home.mkdir()
+    (home / "api_key").write_text("key")
+    write_state(home, SupervisorState(os.getpid(), "of another process", 1.0, "http://127.0.0.1:9", {}))
+
+
+@pytest.mark.parametrize("arguments", [("run", "list"), ("dataset", "list"), ("status",)])
+def test_after_down_commands_say_that_it_does_not_run(
+    sluice: Sluice, tmp_path: Path, arguments: tuple[str, ...]
+) -> None:
+    ended_supervisor(tmp_path / ".sluice")
+    outcome = sluice(*arguments)
+    assert outcome.code == 1
+    assert "Sluice is not running here" in outcome.err
+    assert "start it with `sluice up`" in outcome.err
+
+
+def test_a_gateway_that_is_named_is_asked_though_none_runs_here(connected: Sluice, tmp_path: Path) -> None:
+    ended_supervisor(tmp_path / ".sluice")
+    assert connected("run", "list").code == 0
 
 
 def test_status_of_a_running_supervisor_shows_its_services_though_the_gateway_is_away(
@@ -186,20 +214,26 @@ def test_status_of_a_running_supervisor_shows_its_services_though_the_gateway_is
     assert f"no gateway answers at {url}" in outcome.out
 
 
-def test_logs_show_the_end_of_each_file_with_its_service(sluice: Sluice, tmp_path: Path) -> None:
+def test_logs_show_the_end_of_each_file_with_its_service_in_order_of_time(sluice: Sluice, tmp_path: Path) -> None:
     folder = tmp_path / ".sluice" / "logs"
     folder.mkdir(parents=True)
-    (folder / "trainer.log").write_text("".join(f"step {n}\n" for n in range(50)))
-    (folder / "engine-0.log").write_text("up\n")
-    assert sluice("logs", "-n", "2").out.split("\n")[:3] == [
-        "engine-0 | up",
-        "trainer  | step 48",
-        "trainer  | step 49",
+    (folder / "trainer.log").write_text("".join(f"00:00:{n} INFO trainer step_done step={n}\n" for n in range(10, 50)))
+    (folder / "engine-0.log").write_text("00:00:47 INFO engine run_joined\n")
+    (folder / "sglang-0.log").write_text("[2026-01-01 00:00:00] ready\n")
+    assert sluice("logs", "-n", "3").out.splitlines() == [
+        "sglang-0 | [2026-01-01 00:00:00] ready",
+        "engine-0 | 00:00:47 INFO engine run_joined",
+        "trainer  | 00:00:47 INFO trainer step_done step=47",
+        "trainer  | 00:00:48 INFO trainer step_done step=48",
+        "trainer  | 00:00:49 INFO trainer step_done step=49",
     ]
-    assert sluice("logs", "engine", "--json").out == '{"service": "engine-0", "line": "up"}\n'
+    both = [json.loads(line)["service"] for line in sluice("logs", "engine-0", "--json").out.splitlines()]
+    assert both == [json.loads(line)["service"] for line in sluice("logs", "engine", "--json").out.splitlines()]
+    assert both == ["sglang-0", "engine-0"]
+    assert sluice("logs", "sglang-0").out == "sglang-0 | [2026-01-01 00:00:00] ready\n"
     wrong = sluice("logs", "trainr")
     assert wrong.code == 1
-    assert "there are engine-0, trainer" in wrong.err
+    assert "there are engine-0, sglang-0, trainer" in wrong.err
 
 
 def test_the_live_table_and_the_lines_show_what_a_person_follows(capsys: pytest.CaptureFixture[str]) -> None:

@@ -74,9 +74,11 @@ def assert_nothing_is_left(folder: Path, processes: dict[int, str]) -> None:
 
 
 async def test_up_starts_everything_and_down_leaves_no_process_and_no_port(deployment: Sluice, tmp_path: Path) -> None:
-    up = deployment("up", "--detach", "--json")
+    port = free_ports(1)[0]
+    up = deployment("up", "--detach", "--json", "--set", f"gateway.port={port}")
     assert up.code == 0, up.err
-    assert json.loads(up.out)["gateway"] == state(tmp_path).gateway_url
+    assert json.loads(up.out)["gateway"] == state(tmp_path).gateway_url == f"http://127.0.0.1:{port}"
+    assert deployment("run", "list").code == 0  # asks that port, though the settings name another one
     assert deployment("status").code == 0
     assert json.loads(deployment("status", "--json").out)["gateway"]["router"]["reachable"]
 
@@ -97,6 +99,7 @@ async def test_up_starts_everything_and_down_leaves_no_process_and_no_port(deplo
     assert deployment("down").code == 0
     assert_nothing_is_left(tmp_path, processes)
     assert deployment("status").code == 1
+    assert "Sluice is not running here" in deployment("run", "list").err
 
 
 async def test_ctrl_c_in_the_foreground_leaves_no_process_and_no_port(deployment: Sluice, tmp_path: Path) -> None:

@@ -17,6 +17,8 @@ class TrainedTokens:
     advantages: torch.Tensor
     weights: torch.Tensor
     """Share of each token in the step's loss: the denominators, taken over the whole step."""
+    versions: torch.Tensor
+    """int32: the weight version that sampled the token."""
     attempt: torch.Tensor
     """Which attempt of the step the token belongs to; an attempt is never spread over micro-batches."""
 

@@ -11,8 +11,13 @@ SHIM = Path(__file__).resolve().parents[3] / "deploy" / "cpu_engine"
 
 
 def python(code: str) -> subprocess.CompletedProcess[str]:
+    """Run code where no package is installed, whatever this machine has."""
+    return run("-S", "-c", f"import sitecustomize\n{code}")
+
+
+def run(*arguments: str) -> subprocess.CompletedProcess[str]:
     environment = {**os.environ, "PYTHONPATH": str(SHIM)}
-    command = [sys.executable, "-c", code]
+    command = [sys.executable, *arguments]
     return subprocess.run(command, check=False, env=environment, capture_output=True, text=True, timeout=60)
 
 
@@ -42,3 +47,15 @@ def test_a_kernel_that_is_called_on_the_cpu_says_so() -> None:
 
 def test_other_missing_packages_stay_missing() -> None:
     assert "ModuleNotFoundError" in python("import no_such_package").stderr
+
+
+def test_python_loads_it_by_itself_where_the_path_names_its_folder() -> None:
+    done = run("-c", "import sys; print(sys.modules['sitecustomize'].__file__)")
+    assert Path(done.stdout.strip()) == SHIM / "sitecustomize.py"
+
+
+def test_a_package_that_is_installed_wins(tmp_path: Path) -> None:
+    (tmp_path / "triton.py").write_text("real = True")
+    code = f"import sys; sys.path.append({str(tmp_path)!r}); import triton; assert triton.real is True"
+    done = python(f"{code}\nimport importlib.util; assert importlib.util.find_spec('triton')")
+    assert done.returncode == 0, done.stderr

@@ -29,9 +29,9 @@ def store(tmp_path: Path) -> DatasetStore:
 
 
 @pytest.fixture
-async def parts(redis: Redis, store: DatasetStore) -> AsyncIterator[Parts]:
+async def parts(redis: Redis, store: DatasetStore, tmp_path: Path) -> AsyncIterator[Parts]:
     async with open_router(f"http://127.0.0.1:{free_port()}") as router:
-        yield Parts(redis, store, router, KEY)
+        yield Parts(redis, store, router, KEY, tmp_path / "runs")
 
 
 @pytest.fixture

@@ -7,9 +7,10 @@ from typing import Any
 from redis.asyncio import Redis
 
 from services.gateway.check_row import RowKeys
-from services.gateway.dataset_store import Dataset, DatasetStore, Format
+from services.gateway.dataset_store import DatasetStore, Format
 from shared.logs import Log
 from shared.messages import Codec, Prompt
+from shared.rest_answers import Dataset
 from shared.run_settings import RunSettings
 from shared.runs import announce
 from shared.settings import merge

@@ -10,9 +10,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from services.gateway.check_row import Row, RowKeys
-from services.gateway.dataset_store import ASIDE, STALE_S, DatasetStore
+from services.gateway.dataset_store import ASIDE, REPLACED, STALE_S, DatasetStore
 from services.gateway.refusals import Refusal
-from tests.services.gateway.gateway_cases import add, lines, sums
+from tests.services.gateway.gateway_cases import add, body, lines, sums
 
 
 def files(store: DatasetStore, tmp_path: Path) -> list[str]:
@@ -51,7 +51,7 @@ async def test_wrong_rows_are_listed_by_line_and_nothing_is_stored(store: Datase
 
 
 async def test_only_the_first_twenty_errors_are_listed(store: DatasetStore) -> None:
-    with pytest.raises(Refusal, match="the first 20 are listed") as refused:
+    with pytest.raises(Refusal, match="500 wrong; the first 20 are listed") as refused:
         await add(store, "sums", b"{\n" * 500)
     assert [detail["line"] for detail in refused.value.details] == list(range(1, 21))
 
@@ -120,6 +120,32 @@ async def test_a_taken_name_is_refused_and_a_deleted_one_is_free(store: DatasetS
         store.get("sum")
     store.delete("sums")
     assert (await add(store, "sums", sums(2))).rows == 2
+
+
+async def test_a_replacement_takes_the_place_of_a_dataset_once_all_its_rows_are_good(
+    store: DatasetStore, tmp_path: Path
+) -> None:
+    await add(store, "sums", sums(3))
+    open_rows = store.open("sums")
+    for data in (b"no json", b""):
+        with pytest.raises(Refusal):
+            await store.add("sums", "jsonl", RowKeys(), body(data), replace=True)
+    assert store.get("sums").rows == 3
+    await store.add("sums", "jsonl", RowKeys(), body(sums(5)), replace=True)
+    assert (store.get("sums").rows, len(open_rows), open_rows.read(2).prompt) == (5, 3, "2+1=")
+    open_rows.close()
+    await store.add("new", "jsonl", RowKeys(), body(sums(1)), replace=True)
+    assert store.names() == ["new", "sums"]
+    assert list((tmp_path / "datasets" / ASIDE).iterdir()) == []
+
+
+async def test_a_gateway_that_was_killed_in_the_moment_of_a_replacement_finds_the_old_dataset(
+    store: DatasetStore, tmp_path: Path
+) -> None:
+    await add(store, "sums", sums(3))
+    folder = tmp_path / "datasets"
+    (folder / "sums").rename(folder / ASIDE / f"{REPLACED}1234")
+    assert DatasetStore(folder).get("sums").rows == 3
 
 
 async def test_what_a_killed_gateway_left_aside_is_swept_away_once_it_is_old(tmp_path: Path) -> None:

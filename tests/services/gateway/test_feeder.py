@@ -12,6 +12,7 @@ from redis.asyncio import Redis
 
 from services.gateway import await_services, feed_run
 from services.gateway.dataset_store import DatasetStore
+from services.gateway.describe_run import describe_run
 from services.gateway.feed_run import open_rows
 from services.gateway.feeder import Feeder
 from services.gateway.feeder_lease import FeederLease
@@ -26,8 +27,9 @@ from shared.messages import Event
 from shared.run_settings import RunSettings
 from shared.runs import Runs, withdraw
 from shared.scripts import Ledger
+from shared.streams import Stream
 from shared.tasks import end
-from shared.topology import Keys
+from shared.topology import EVENTS, Keys
 from tests.conftest import until
 from tests.services.gateway.gateway_cases import LOG, add, announce_all, released, run_settings, sums
 
@@ -130,6 +132,33 @@ async def test_admission_opens_by_one_step_a_version_and_a_drop_returns_one_slot
         await until_released(redis, 4 * (max_staleness + 2) + 1)
         await ledger.advance("weight_version", 5)
         await until_released(redis, 4 * 5 + 1)  # the run trains five steps; nothing is released for a sixth
+
+
+async def test_groups_are_held_back_while_the_attempts_in_redis_take_too_much_and_it_is_told_once(
+    redis: Redis, store: DatasetStore
+) -> None:
+    settings = run_settings(rollout={"max_stored_mib": 1}, eval={"datasets": ["held"]})
+    await add(store, "held", sums(3))
+    ledger = await start(redis, store, settings)
+    await redis.hset(KEYS.counters, "stored_bytes", 2**20 + 1)
+
+    async def told() -> bool:
+        record = await Runs(redis).get("r1")
+        assert record is not None
+        return "max_stored_mib is 1" in (await describe_run(redis, record)).held_back
+
+    async with feeding(redis, store):
+        await until_released(redis, 3)  # the rows of the evaluation: training waits for its result
+        assert await told()
+        await redis.hset(KEYS.counters, "stored_bytes", 2**20)
+        await until_released(redis, 3 + 4)
+        assert not await told()
+        await redis.hset(KEYS.counters, "stored_bytes", 2**21)
+        await ledger.advance("weight_version", 1)
+        await until_released(redis, 3 + 4)
+    events = [event for _, event in await Stream[Event](redis, "r1", EVENTS).read()]
+    assert [event.event for event in events] == ["held_back"]
+    assert "sluice dead" in events[0].detail["why"]
 
 
 async def test_a_paused_dataset_gives_nothing_and_the_others_share_by_weight(redis: Redis, store: DatasetStore) -> None:

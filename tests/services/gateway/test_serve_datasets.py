@@ -44,6 +44,20 @@ async def test_wrong_rows_answer_422_with_their_lines(client: httpx.AsyncClient)
     assert (await client.get("/v1/datasets/sums")).status_code == 404
 
 
+async def test_a_dataset_is_replaced_only_while_no_run_reads_it(
+    client: httpx.AsyncClient, redis: Redis, store: DatasetStore
+) -> None:
+    await add(store, "sums", sums(3))
+    taken = await client.post("/v1/datasets/sums", content=sums(5))
+    assert (taken.status_code, "?replace=true" in taken.json()["error"]["message"]) == (409, True)
+    replaced = await client.post("/v1/datasets/sums?replace=true", content=sums(5))
+    assert (replaced.status_code, replaced.json()["rows"]) == (201, 5)
+    await Runs(redis).create(run_settings())
+    used = await client.post("/v1/datasets/sums?replace=true", content=sums(7))
+    assert (used.status_code, "run r1" in used.json()["error"]["message"]) == (409, True)
+    assert store.get("sums").rows == 5
+
+
 async def test_a_form_upload_is_told_how_to_send_the_file(client: httpx.AsyncClient) -> None:
     answer = await client.post("/v1/datasets/sums", files={"file": sums(1)})
     assert (answer.status_code, "-T" in answer.json()["error"]["message"]) == (415, True)

@@ -9,12 +9,12 @@ import pytest
 from redis.asyncio import Redis
 
 from services.gateway.dataset_store import DatasetStore
-from shared.messages import Codec, Rollout, StepCommit, StepIntent, StepRecord
+from shared.messages import Codec, Rollout, StepCommit, StepIntent
 from shared.runs import Runs
 from shared.scripts import Ledger
-from shared.streams import Stream
-from shared.topology import ACTIVE, QUEUE, STEPS, Keys
+from shared.topology import ACTIVE, QUEUE, Keys
 from tests.services.gateway.gateway_cases import add, announce_all, lines, run_settings, run_tree, sums
+from tests.services.gateway.ledger.played_run import PlayedRun
 
 KEYS = Keys("r1")
 TOML = """name = "r2"
@@ -116,11 +116,12 @@ async def test_steps_are_paged_from_any_step_and_the_last_metrics_are_those_of_t
     client: httpx.AsyncClient, redis: Redis
 ) -> None:
     await Runs(redis).create(run_settings())
-    ledger, steps = Ledger(redis, KEYS), Stream[StepRecord](redis, "r1", STEPS)
+    ledger = Ledger(redis, KEYS)
+    epoch = await ledger.take_over()
     for step in range(1, 451):
-        await steps.publish(StepIntent(step, [step], step - 1, 0))
-        await ledger.commit(StepCommit(step, step, {"loss": float(step)}), 1, 10)
-    await steps.publish(StepIntent(451, [451], 450, 0))
+        await ledger.intend(epoch, StepIntent(step, [step], step - 1, 0), [])
+        await ledger.commit(epoch, StepCommit(step, step, {"loss": float(step)}), [step], 10)
+    await ledger.intend(epoch, StepIntent(451, [451], 450, 0), [])
 
     async def numbers(query: str) -> list[int]:
         answer = await client.get(f"/v1/runs/r1/steps?{query}")
@@ -174,6 +175,19 @@ def rollout(group_id: int, attempt: int) -> Rollout:
         seconds=0.1,
         reward=0.5,
     )
+
+
+async def test_samples_of_evaluations_can_be_left_out_or_wanted_alone(client: httpx.AsyncClient, redis: Redis) -> None:
+    run = await PlayedRun.open(redis)
+    await run.everywhere()
+
+    async def kinds(query: str) -> list[str]:
+        found = (await client.get(f"/v1/runs/r1/samples?limit=4{query}")).json()["samples"]
+        return [one["kind"] for one in found]
+
+    assert await kinds("") == ["train", "eval", "eval", "eval"]
+    assert await kinds("&evaluations=false") == ["train"] * 4
+    assert await kinds("&evaluations=true") == ["eval"] * 4
 
 
 async def test_status_names_the_active_run_its_services_and_a_router_that_is_down(

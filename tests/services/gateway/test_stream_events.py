@@ -12,7 +12,7 @@ from redis.asyncio import Redis
 from services.gateway.app import build_app
 from services.gateway.parts import Parts
 from services.gateway.release_evaluation import evaluation_field
-from shared.messages import Event, GroupReady, Rendezvous, StepCommit, StepIntent, StepRecord, WeightVersion
+from shared.messages import Event, GroupReady, Rendezvous, StepCommit, StepIntent, WeightVersion
 from shared.runs import Runs
 from shared.scripts import Ledger
 from shared.streams import Stream
@@ -55,9 +55,14 @@ async def play_run(redis: Redis) -> None:
     await redis.hset(KEYS.evaluation(0), "held-out|groups", 1)
     await redis.hset(KEYS.cursor, evaluation_field(0), "1")
     await ledger.emit(GroupReady(0, "eval", "held-out", 0, [5], [1.0], 0, 0, 0), 5)
-    await Stream[StepRecord](redis, "r1", STEPS).publish(StepIntent(1, [1], 0, 0))
-    await ledger.commit(StepCommit(1, 1, {"loss": 0.5}), 1, 10)
+    await first_step(ledger)
     await runs.move("r1", ("queued",), "finished")
+
+
+async def first_step(ledger: Ledger) -> None:
+    epoch = await ledger.take_over()
+    await ledger.intend(epoch, StepIntent(1, [1], 0, 0), [])
+    await ledger.commit(epoch, StepCommit(1, 1, {"loss": 0.5}), [1], 10)
 
 
 async def test_every_kind_of_event_arrives_and_the_final_state_is_the_last(
@@ -94,7 +99,7 @@ async def test_events_of_a_live_run_arrive_as_they_happen(live: httpx.AsyncClien
     stream = follow(live)
     assert (await anext(stream))[2]["state"] == "queued"
     await runs.move("r1", ("queued",), "running")
-    await Ledger(redis, KEYS).commit(StepCommit(1, 1, {"loss": 0.5}), 1, 10)
+    await first_step(Ledger(redis, KEYS))
     async with asyncio.timeout(5):
         assert {(await anext(stream))[0] for _ in range(2)} == {"step", "state"}
         await runs.move("r1", ("running",), "failed", "trainer: no")

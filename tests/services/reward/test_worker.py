@@ -34,7 +34,10 @@ async def test_the_last_attempt_of_a_group_emits_it_with_the_scores_in_its_paylo
     assert (group.group_id, group.rewards, group.lengths) == (0, [1.0, 0.0], [5, 5])
     assert (group.oldest_version, group.newest_version, group.kind) == (4, 4, "train")
     assert [one.reward for one in await stored(redis, 0)] == [1.0, 0.0]
-    assert (await counters(redis)) == {"emitted": 1, "generated_tokens": 4}
+    counts = await counters(redis)
+    assert (counts["emitted"], counts["generated_tokens"]) == (1, 4)
+    sizes = [len(payload) for group_id in (0, 1) for payload in await redis.hvals(Keys(RUN).group(group_id))]
+    assert counts["stored_bytes"] == sum(sizes)
 
 
 async def test_details_of_a_score_stay_with_the_attempt(redis: Redis) -> None:
@@ -85,6 +88,27 @@ async def test_a_worker_that_dies_between_join_and_settle_leaves_the_group_to_th
     assert len(await emitted(redis)) == 1
 
 
+async def test_an_attempt_that_redis_does_not_know_any_more_is_not_joined(redis: Redis) -> None:
+    scoring, known = asyncio.Event(), asyncio.Event()
+
+    async def score(one: Rollout) -> Score:
+        scoring.set()
+        await known.wait()
+        return Score(1.0)
+
+    stream = attempts(redis)
+    async with working(stream, Reward(score)):
+        await stream.publish(rollout(0, 0, size=1), rollout(1, 0, size=1))
+        await scoring.wait()
+        (lost, _) = await redis.xrange(stream.key)
+        await redis.xack(stream.key, "reward", lost[0])
+        await redis.xdel(stream.key, lost[0])
+        known.set()
+        await until(lambda: all_settled(redis))
+    assert [group.group_id for group in await emitted(redis)] == [1]
+    assert await stored(redis, 0) == []
+
+
 async def test_a_worker_that_dies_between_settle_and_ack_makes_no_second_group(redis: Redis) -> None:
     dying = attempts(redis, "dying", lease_s=0.05)
     await dying.open()
@@ -116,7 +140,7 @@ async def test_an_attempt_that_cannot_be_scored_ends_dead_and_drops_its_group_on
     assert [group.group_id for group in await emitted(redis)] == [1]
     counts = await counters(redis)
     assert (counts["dropped"], counts["dropped:dead"]) == (1, 1)
-    assert await stored(redis, 0) == []
+    assert [one.attempt for one in await stored(redis, 0)] == [0, 2], "kept in case that somebody sends it again"
 
 
 async def test_a_copy_that_ends_dead_leaves_the_emitted_group_alone(redis: Redis) -> None:
@@ -144,7 +168,7 @@ async def test_an_evaluation_group_is_tallied_and_never_filtered(redis: Redis) -
     (tally,) = await read_tallies(redis, Keys(RUN), 4)
     assert (tally.done, tally.attempts, tally.reward_sum, tally.off_version, tally.dropped) == (3, 6, 5.0, 1, 0)
     assert await emitted(redis) == []
-    assert (await counters(redis)) == {"eval_done": 3}
+    assert (await counters(redis)) == {"eval_done": 3, "stored_bytes": 0}
 
 
 async def test_a_dead_evaluation_group_counts_as_done_and_dropped_in_the_tally(redis: Redis) -> None:
@@ -158,7 +182,7 @@ async def test_a_dead_evaluation_group_counts_as_done_and_dropped_in_the_tally(r
         await until(lambda: all_settled(redis))
     (tally,) = await read_tallies(redis, Keys(RUN), 4)
     assert (tally.done, tally.dropped) == (2, 2)
-    assert (await counters(redis)) == {"eval_dropped": 2, "eval_dropped:dead": 2}
+    assert (await counters(redis)) == {"eval_dropped": 2, "eval_dropped:dead": 2, "stored_bytes": 0}
 
 
 async def test_a_filtered_group_returns_its_slot_with_its_reason_and_is_forgotten_later(redis: Redis) -> None:

@@ -26,6 +26,24 @@ def item(token_ids, finish="length", versions=((3, None),), logprob=-0.5) -> dic
     return {"text": "", "output_ids": list(token_ids), "meta_info": meta}
 
 
+def piece(token_ids, total, finish="", version=3, spans=True, index=None) -> dict[str, Any]:
+    """An event of a streamed answer: some tokens, and how many there are by now; logprobs are -token / 1000."""
+    meta = {
+        "finish_reason": {"type": finish} if finish else None,
+        "completion_tokens": total,
+        "weight_version": str(version),
+        "output_token_logprobs": [[-token_id / 1000, token_id, None] for token_id in token_ids],
+    }
+    if spans:
+        meta["weight_versions"] = [{"version": str(version), "start": 0, "end": total}]
+    event = {"text": "", "output_ids": list(token_ids), "meta_info": meta}
+    return event if index is None else {**event, "index": index}
+
+
+class Cut(Exception):
+    """Raised by a stream of events that breaks off."""
+
+
 async def hello(body: dict[str, Any]) -> tuple[int, Any]:
     """Every attempt says `hi!` and ends."""
     return 200, [item([*b"hi!", 258], "stop") for _ in range(body["sampling_params"]["n"])]
@@ -55,8 +73,8 @@ class FakeRouter:
                 head = await reader.readuntil(b"\r\n\r\n")
                 length = int(head.lower().partition(b"content-length:")[2].split(b"\r\n")[0])
                 await self._answer(json.loads(await reader.readexactly(length)), writer)
-        except (asyncio.IncompleteReadError, ConnectionError):
-            pass
+        except (asyncio.IncompleteReadError, ConnectionError, asyncio.CancelledError):
+            pass  # who asked is gone, or the test is over
         finally:
             writer.close()
 
@@ -68,7 +86,18 @@ class FakeRouter:
             status, answer = await self.respond(body)
         finally:
             self.now -= 1
+        if hasattr(answer, "__aiter__"):
+            return await self._stream(answer, writer)
         content = json.dumps(answer).encode()
         head = f"HTTP/1.1 {status} X\r\ncontent-type: application/json\r\ncontent-length: {len(content)}\r\n\r\n"
         writer.write(head.encode() + content)
         await writer.drain()
+
+    async def _stream(self, events: AsyncIterator[dict[str, Any]], writer: asyncio.StreamWriter) -> None:
+        writer.write(b"HTTP/1.1 200 X\r\ncontent-type: text/event-stream\r\nconnection: close\r\n\r\n")
+        with contextlib.suppress(Cut):
+            async for event in events:
+                writer.write(f"data: {json.dumps(event)}\n\n".encode())
+                await writer.drain()
+            writer.write(b"data: [DONE]\n\n")
+        writer.close()

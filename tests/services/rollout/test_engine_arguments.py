@@ -56,6 +56,12 @@ def test_in_place_updates_run_without_a_prefix_cache(model: ModelSettings) -> No
     assert "disable_radix_cache" not in plan(model).arguments
 
 
+def test_streams_are_incremental_unless_the_run_says_otherwise(model: ModelSettings) -> None:
+    arguments = plan(model).arguments
+    assert (arguments["incremental_streaming_output"], arguments["stream_interval"]) == (True, 32)
+    assert plan(model, stream_interval=1).arguments["stream_interval"] == 1
+
+
 def test_the_device_is_found_by_its_device_files(tmp_path: Path) -> None:
     assert find_device("auto", tmp_path) == "cpu"
     with pytest.raises(RunRejected, match="no NVIDIA GPU"):

@@ -12,6 +12,11 @@ def test_every_restart_waits_twice_as_long_and_the_last_one_is_refused() -> None
         restarts.next_delay_s("out of memory")
 
 
+def test_an_engine_that_had_come_to_serve_is_started_again_for_ever() -> None:
+    restarts = Restarts(lambda: 0.0)
+    assert [restarts.next_delay_s("killed", served=True) for _ in range(3 * MOST)] == [0.5] * 3 * MOST
+
+
 def test_deaths_long_ago_are_forgotten() -> None:
     now = 0.0
     restarts = Restarts(lambda: now)

@@ -38,13 +38,13 @@ def engine(model, tmp_path_factory):
     plan = plan_engine(ModelSettings(path=str(model)), EngineSettings(device="cpu"), "127.0.0.1", free_port(), 0)
     process = EngineProcess(plan, tmp_path_factory.mktemp("engine") / "engine.log")
     try:
-        _wait_healthy(process)
+        wait_healthy(process)
         yield plan.url
     finally:
         process.stop()
 
 
-def _wait_healthy(process):
+def wait_healthy(process):
     deadline = time.monotonic() + STARTED_S
     while True:
         assert process.alive, process.log_end()

@@ -11,7 +11,7 @@ from redis.exceptions import ResponseError
 from deploy import embedded_redis
 from services.rollout import generation_loop
 from services.rollout.generation_loop import GenerationLoop
-from services.rollout.refusals import GroupRejected
+from services.rollout.refusals import GroupRejected, Superseded
 from shared.messages import DeadLetter, Event, Prompt, Rollout
 from shared.redis_connection import UNREACHABLE, connect_checked
 from shared.scripts import Ledger
@@ -180,7 +180,7 @@ async def test_a_group_that_can_never_be_generated_is_dropped_once_and_not_tried
     async with working(redis, log, make):
         await until(lambda: _is_empty(redis))
     counters = await Ledger(redis, Keys(RUN)).counters()
-    assert counters == {"dropped": 1, "dropped:rejected": 1}
+    assert (counters["dropped"], counters["dropped:rejected"]) == (1, 1)
     (event,) = await events(redis)
     assert (event.detail["group"], event.detail["reason"]) == (7, "rejected")
     assert "longer than the context" in event.detail["why"]
@@ -270,3 +270,73 @@ async def _pending(redis):
         return (await redis.xpending(Keys(RUN).stream(PROMPTS), "rollout"))["pending"] > 0
     except (*UNREACHABLE, ResponseError):
         return False
+
+
+async def test_a_group_that_another_worker_has_is_left_to_it(redis, log):
+    async def make(prompt):
+        raise Superseded("taken over")
+
+    prompts = prompts_of(redis)
+    await prompts.open()
+    await prompts.publish(prompt(7))
+    async with working(redis, log, make):
+        await until(lambda: _is_let_go(redis))
+    assert await redis.xlen(prompts.key) == 1
+    assert await events(redis) == []
+
+
+async def test_a_group_that_is_settled_already_is_acknowledged(redis, log):
+    async def make(prompt):
+        raise Superseded("settled")
+
+    await redis.setbit(Keys(RUN).emitted, 7, 1)
+    await prompts_of(redis).publish(prompt(7))
+    async with working(redis, log, make):
+        await until(lambda: _is_empty(redis))
+
+
+async def test_what_was_kept_of_a_group_is_forgotten_in_the_moment_in_which_it_is_forwarded(redis, log):
+    await redis.set("{r1}:kept", "tokens")
+    await prompts_of(redis).publish(prompt(7))
+    loop = GenerationLoop(
+        prompts_of(redis),
+        Stream(redis, RUN, ROLLOUTS),
+        Ledger(redis, Keys(RUN)),
+        make_at_once,
+        log,
+        4,
+        10.0,
+        lambda prompt: ["{r1}:kept"],
+    )
+    task = asyncio.create_task(loop.run())
+    await until_made(redis, 2)
+    assert not await redis.exists("{r1}:kept")
+    await end(task)
+
+
+async def test_a_worker_that_stops_lets_go_of_what_it_could_not_finish(redis, log, monkeypatch):
+    monkeypatch.setattr(generation_loop, "GRACE_S", 0.05)
+    begun = asyncio.Event()
+
+    async def make(prompt):
+        begun.set()
+        await asyncio.Event().wait()
+
+    await prompts_of(redis).publish(prompt(7))
+    async with working(redis, log, make):
+        await begun.wait()
+    assert await _is_let_go(redis)
+
+
+async def test_an_evaluation_prompt_that_cannot_be_decoded_is_counted_as_evaluation(redis, log):
+    prompts = prompts_of(redis)
+    await redis.xadd(prompts.key, {"m": b"?", "g": 7, "e": "3|sums"})
+    async with working(redis, log, make_at_once):
+        await until(lambda: _is_empty(redis))
+    assert (await Ledger(redis, Keys(RUN)).counters())["eval_dropped:dead"] == 1
+    assert await redis.hgetall(Keys(RUN).evaluation(3)) == {b"sums|done": b"1", b"sums|dropped": b"1"}
+
+
+async def _is_let_go(redis):
+    pending = await redis.xpending(Keys(RUN).stream(PROMPTS), "rollout")
+    return [consumer["name"] for consumer in pending["consumers"]] == [b"~let-go"]

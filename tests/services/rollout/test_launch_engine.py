@@ -1,10 +1,15 @@
 """What can be said of an engine's process without SGLang; test_engine.py has the rest."""
 
+import os
+import re
 import socket
+import sys
+from pathlib import Path
 
 import pytest
 
-from services.rollout.launch_engine import EngineDied, check_port
+from services.rollout.engine_arguments import EnginePlan
+from services.rollout.launch_engine import EngineDied, EngineProcess, check_port
 from tests.conftest import free_port
 
 
@@ -19,3 +24,19 @@ def test_a_port_in_use_is_named() -> None:
 
 def test_a_free_port_is_fine() -> None:
     check_port("127.0.0.1", free_port())
+
+
+async def test_an_engine_is_started_by_the_command_of_the_deployment_with_the_same_arguments(tmp_path: Path) -> None:
+    plan = EnginePlan("127.0.0.1", free_port(), "cpu", {"tp_size": 2})
+    say = [sys.executable, "-c", "import sys; print(sys.argv[1:])", "wrapped"]
+    engine = EngineProcess(plan, tmp_path / "engine.log", say)
+    with pytest.raises(EngineDied, match=re.escape(f"['wrapped', '{os.getpid()}', '{{\"tp_size\":2}}']")):
+        await engine.wait_healthy(30)
+    engine.stop()
+    await engine.calls.close()
+
+
+def test_a_command_that_is_not_there_is_named(tmp_path: Path) -> None:
+    plan = EnginePlan("127.0.0.1", free_port(), "cpu", {})
+    with pytest.raises(EngineDied, match=r"cannot be started by 'numactl-typo'.*correct engine.command"):
+        EngineProcess(plan, tmp_path / "engine.log", ["numactl-typo"])

@@ -46,6 +46,8 @@ class Server:
 
     refuse: dict[str, int] = field(default_factory=dict)
     silent: set[str] = field(default_factory=set)
+    hang: set[str] = field(default_factory=set)
+    """Silent once."""
     hashes: dict[str, str] = field(default_factory=lambda: dict(HASHES))
     calls: list[str] = field(default_factory=list)
     bodies: list[dict[str, Any]] = field(default_factory=list)
@@ -54,6 +56,9 @@ class Server:
         path = request.url.path
         self.calls.append(path)
         self.bodies.append(json.loads(request.content or b"{}"))
+        if path in self.hang:
+            self.hang.discard(path)
+            raise httpx.ReadTimeout("nothing came")
         if path in self.silent:
             raise httpx.ReadTimeout("nothing came")
         if self.refuse.get(path, 0) > 0:
@@ -80,11 +85,13 @@ class Sidecar:
     async def part(self, version: int) -> Part | None:
         return await read_part(self.redis, KEYS, version, NAME)
 
-    async def announce(self, version: int, group: str, hashes: dict[str, str] | None = None) -> None:
+    async def announce(
+        self, version: int, group: str, hashes: dict[str, str] | None = None, checksum: str = ""
+    ) -> None:
         now = time.time()
         buckets = [[TensorSpec("model.norm.weight", "float32", [4])], [TensorSpec("lm_head.weight", "float32", [4, 4])]]
         meeting = Rendezvous("127.0.0.1", 1, group, "gloo", now + 5, now + 10)
-        announced = WeightVersion(version, version, buckets, f"sum-{version}", hashes or HASHES, meeting)
+        announced = WeightVersion(version, version, buckets, checksum or f"sum-{version}", hashes or HASHES, meeting)
         await Stream[WeightVersion](self.redis, RUN, WEIGHTS).publish(announced)
 
     async def go(self, version: int, announcement: str, group: str = "", incarnation: str = "life-1") -> None:
@@ -171,6 +178,40 @@ async def test_an_engine_that_has_the_version_says_so_and_is_not_touched(start: 
         await until(lambda: _answered(sidecar, "again"))
         assert (await sidecar.reaches(1, "done")).checksum == "sum-1"
     assert sidecar.server.calls == UPDATE
+
+
+async def test_the_newest_announcement_wins_also_if_its_version_is_lower_or_its_content_another(start: Start) -> None:
+    """The trainer went back to a checkpoint: it trains version 7 again, or publishes an earlier one."""
+    async with start() as sidecar:
+        for number, (version, checksum) in enumerate([(7, "old"), (7, "new"), (6, "older"), (7, "newest")]):
+            await sidecar.announce(version, f"a{number}", checksum=checksum)
+            await sidecar.go(version, f"a{number}")
+            await until(lambda at=number: _has_pulled(sidecar, at + 1))
+            part = await sidecar.reaches(version, "done")
+            assert (part.announcement, part.checksum) == (f"a{number}", checksum)
+    versions = [body["weight_version"] for body in sidecar.server.bodies if "weight_version" in body]
+    assert versions == ["7", "7", "6", "7"]
+
+
+async def test_a_drain_waits_until_the_engine_is_idle_and_retracts_what_came_meanwhile(start: Start) -> None:
+    server = Server(refuse={"/update_weights_from_distributed": 1})
+    async with start(server, mode="drain") as sidecar:
+        await sidecar.announce(1, "g1")
+        await sidecar.go(1, "g1")
+        await sidecar.reaches(1, "done")
+    assert server.calls == [UPDATE[0], "/update_weights_from_distributed", *UPDATE[1:]]
+    assert server.bodies[1]["names"] == []
+    assert server.bodies[2] == {"mode": "retract"}
+
+
+async def test_requests_that_do_not_end_in_time_are_retracted(start: Start) -> None:
+    server = Server(hang={"/update_weights_from_distributed"})
+    async with start(server, mode="drain") as sidecar:
+        await sidecar.announce(1, "g1")
+        await sidecar.go(1, "g1")
+        done = await sidecar.reaches(1, "done")
+    assert server.calls == [UPDATE[0], "/update_weights_from_distributed", *UPDATE[1:]]
+    assert "drain" in done.seconds
 
 
 async def test_a_go_for_an_earlier_life_of_the_engine_is_ignored(start: Start) -> None:
@@ -271,6 +312,10 @@ async def test_tensors_without_a_prediction_are_counted_as_unverified(start: Sta
         await sidecar.announce(2, "g2", {"unrelated": "cc"})
         await sidecar.go(2, "g2")
         assert (await sidecar.reaches(2, "done")).unverified == 2
+
+
+async def _has_pulled(sidecar: Sidecar, times: int) -> bool:
+    return sidecar.server.calls.count("/continue_generation") == times
 
 
 async def _true(value: bool) -> bool:

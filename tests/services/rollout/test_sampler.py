@@ -5,9 +5,10 @@ import json
 
 import pytest
 
+from services.rollout.read_answers import append_spans, read_samples
 from services.rollout.refusals import EngineUnavailable, GroupRejected
 from services.rollout.router_connections import RouterConnections
-from services.rollout.sampler import Sampler, append_spans, read_samples
+from services.rollout.sampler import Sampler
 from shared.run_settings import SamplingSettings
 from tests.conftest import free_port
 from tests.services.rollout.fake_router import FakeRouter, item

@@ -11,6 +11,7 @@ import torch
 from redis.asyncio import Redis
 
 from services.trainer.tiny_model import TinyShape, write_tiny_model
+from shared.accounts import margins
 from shared.deployment import Deployment
 from shared.logs import Log
 from shared.messages import Codec, GroupReady, Rollout
@@ -66,17 +67,17 @@ def rollouts(group_id: int, kind: str = "rl") -> tuple[Rollout, ...]:
     return tuple(_rollout(random, group_id, attempt, kind, prompt) for attempt in range(_size(kind)))
 
 
-async def feed(redis: Redis, run: str, group_ids: Iterable[int], kind: str = "rl") -> None:
+async def feed(redis: Redis, run: str, group_ids: Iterable[int], kind: str = "rl", version: int = 0) -> None:
     """Store the groups' payloads and emit them, as the reward worker does."""
     ledger, codec = Ledger(redis, Keys(run)), Codec[Rollout](Rollout)
     for group_id in group_ids:
         attempts = rollouts(group_id, kind)
         for rollout in attempts:
-            await ledger.join(group_id, len(attempts), rollout.attempt, codec.encode(rollout))
+            await ledger.join(group_id, len(attempts), rollout.attempt, codec.encode(rollout), margins(rollout))
         lengths = [len(r.prompt_ids) + len(r.token_ids) for r in attempts]
         rewards = [r.reward or 0.0 for r in attempts]
         await ledger.emit(
-            GroupReady(group_id, attempts[0].kind, "sums", group_id, lengths, rewards, 0, 0), sum(lengths)
+            GroupReady(group_id, attempts[0].kind, "sums", group_id, lengths, rewards, version, version), sum(lengths)
         )
 
 

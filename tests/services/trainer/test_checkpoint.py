@@ -44,6 +44,29 @@ def test_the_newest_is_read_back_and_only_as_many_as_wanted_are_kept(tmp_path: P
     assert (kept.steps(), kept.covered()) == ([4, 6], 4)
 
 
+def test_the_manifest_says_what_the_state_belongs_to(tmp_path: Path) -> None:
+    kept = checkpoints(tmp_path)
+    kept.save(2, state(2), {"ledger": {"step": 2, "intended": 2}, "seed": 7, "schedule": "abc"})
+    newest = kept.newest()
+    assert newest is not None
+    assert newest.about["ledger"] == {"step": 2, "intended": 2}
+    assert (newest.about["seed"], newest.about["schedule"], newest.about["step"]) == (7, "abc", 2)
+    assert newest.about["time"] > 0
+
+
+def test_checkpoints_beyond_the_ledger_are_set_aside_by_name(tmp_path: Path) -> None:
+    kept = checkpoints(tmp_path, keep=3)
+    for step in (2, 4, 6):
+        kept.save(step, state(step))
+    newest = kept.newest(limit=3)
+    assert newest is not None
+    assert newest.step == 2
+    assert kept.steps() == [2]
+    assert (kept.folder / "ahead_of_ledger_step_000006").is_dir()
+    assert isinstance(kept.log, NotedLog)
+    assert [event for event, _ in kept.log.lines] == ["checkpoint_ahead"] * 2
+
+
 def test_nothing_is_covered_while_a_resume_could_begin_from_scratch(tmp_path: Path) -> None:
     kept = checkpoints(tmp_path)
     kept.save(2, state(2))

@@ -10,59 +10,15 @@ from redis.asyncio import Redis
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from services.trainer.serve_run import train_run
-from services.trainer.step_ledger import StepLedger
 from shared.messages import StepCommit, StepIntent
 from shared.runs import Runs
 from shared.scripts import Ledger
-from shared.service import Serving
-from shared.streams import Stream
-from shared.topology import GROUPS, STEPS, Keys
+from shared.topology import GROUPS
+from tests.services.trainer.bench import KEYS, Bench, until_version
 from tests.services.trainer.recorded_groups import (
     NotedVersions,
     feed,
-    run_settings,
-    serving,
-    small_model,
-    start_run,
 )
-
-KEYS = Keys("r1")
-
-
-class Bench:
-    """One run under training, and the publisher that it opened."""
-
-    def __init__(self, redis: Redis, tmp_path: Path, **sections: Any) -> None:
-        self.redis, self.home = redis, tmp_path
-        self.settings = run_settings(small_model(tmp_path / "model"), **sections)
-        self.noted: list[NotedVersions] = []
-
-    async def train(self) -> None:
-        record = await Runs(self.redis).get("r1") or await start_run(self.redis, self.settings)
-        await train_run(serving(self.redis, record, self.home), self._open)
-
-    def _open(self, serving: Serving) -> NotedVersions:
-        self.noted.append(NotedVersions(serving))
-        return self.noted[-1]
-
-    async def records(self) -> list[Any]:
-        return [record for _, record in await Stream[Any](self.redis, "r1", STEPS).read()]
-
-    async def state(self) -> str:
-        record = await Runs(self.redis).get("r1")
-        assert record is not None
-        return record.state
-
-    @property
-    def folder(self) -> Path:
-        return self.home / "runs" / "r1"
-
-
-async def until_version(redis: Redis, version: int) -> None:
-    async with asyncio.timeout(20):
-        while (await Ledger(redis, KEYS).counters()).get("weight_version", -1) < version:
-            await asyncio.sleep(0.01)
 
 
 async def test_a_run_trains_publishes_checkpoints_exports_and_finishes(redis: Redis, tmp_path: Path) -> None:
@@ -98,7 +54,8 @@ async def test_a_commit_names_what_was_measured(redis: Redis, tmp_path: Path) ->
     assert set(metrics) == {
         "loss", "reward_mean", "reward_std", "advantage_abs_mean", "ratio_mean", "ratio_deviation_max",
         "clip_fraction", "kl", "logprob_diff_mean_abs", "grad_norm", "learning_rate", "groups", "attempts", "tokens",
-        "response_tokens", "response_length_mean", "staleness_mean", "staleness_max", "truncated_fraction",
+        "response_tokens", "response_length_mean", "staleness_mean", "staleness_max",
+        "staleness_token_mean", "staleness_in_flight_mean", "staleness_in_queue_mean", "truncated_fraction",
         "seconds_wait", "seconds_fetch", "seconds_train", "seconds_total", "tokens_per_second", "step_skipped",
     }  # fmt: skip
     assert metrics["attempts"] == 12
@@ -181,109 +138,6 @@ async def test_a_run_without_any_engine_can_be_stopped(
             await asyncio.sleep(0.01)
     await asyncio.wait_for(training, 20)
     assert await bench.state() == "stopped"
-
-
-class Killed(BaseException):
-    """The process is gone at this point."""
-
-
-KILLS = {
-    "before the intent": (StepLedger, "intend", "before"),
-    "after the intent": (StepLedger, "intend", "after"),
-    "after the step, before its commit": (StepLedger, "commit", "before"),
-    "after the commit, before the checkpoint": (StepLedger, "commit", "after"),
-}
-
-
-def kill_at(monkeypatch: pytest.MonkeyPatch, where: str, step: int) -> None:
-    owner, name, when = KILLS[where]
-    original = getattr(owner, name)
-    calls: list[int] = []
-
-    async def dying(self: Any, subject: Any, *args: Any) -> None:
-        reached = subject.step if isinstance(subject, StepIntent) else subject
-        if reached != step or calls:
-            await original(self, subject, *args)
-            return
-        calls.append(reached)
-        if when == "after":
-            await original(self, subject, *args)
-        raise Killed
-
-    monkeypatch.setattr(owner, name, dying)
-
-
-async def weights_of(bench: Bench) -> dict[str, torch.Tensor]:
-    checkpoint = bench.folder / "checkpoints" / "step_000005"
-    return {**load_file(checkpoint / "weights.safetensors"), **load_file(checkpoint / "optimizer.safetensors")}
-
-
-@pytest.mark.parametrize("step", [1, 4])
-@pytest.mark.parametrize("where", list(KILLS))
-async def test_a_killed_trainer_ends_with_the_weights_of_one_that_was_not(
-    redis: Redis, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str, step: int
-) -> None:
-    unhurt = Bench(redis, tmp_path / "unhurt", trainer={"steps": 5})
-    await feed(redis, "r1", range(15))
-    await unhurt.train()
-    expected, records = await weights_of(unhurt), await unhurt.records()
-    await redis.flushdb()
-
-    hurt = Bench(redis, tmp_path / "hurt", trainer={"steps": 5})
-    kill_at(monkeypatch, where, step)
-    await feed(redis, "r1", range(15))
-    with pytest.raises(Killed):
-        await hurt.train()
-    await hurt.train()
-    assert await hurt.state() == "finished"
-    weights = await weights_of(hurt)
-    assert weights.keys() == expected.keys()
-    for name, tensor in expected.items():
-        assert torch.equal(weights[name], tensor), name
-    assert [identity(r) for r in await hurt.records()] == [identity(r) for r in records]
-    assert (await Ledger(redis, KEYS).counters())["trained"] == 15
-
-
-def identity(record: StepIntent | StepCommit) -> Any:
-    """What must be the same in every run: all of an intent, and a commit without its times."""
-    if isinstance(record, StepIntent):
-        return record
-    return record.step, {k: v for k, v in record.metrics.items() if "second" not in k}
-
-
-async def test_a_damaged_checkpoint_costs_time_and_no_group(
-    redis: Redis, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    unhurt = Bench(redis, tmp_path / "unhurt", trainer={"steps": 5})
-    await feed(redis, "r1", range(15))
-    await unhurt.train()
-    expected = await weights_of(unhurt)
-    await redis.flushdb()
-    hurt = Bench(redis, tmp_path / "hurt", trainer={"steps": 5})
-    kill_at(monkeypatch, "after the intent", 5)
-    await feed(redis, "r1", range(15))
-    with pytest.raises(Killed):
-        await hurt.train()
-    newest = hurt.folder / "checkpoints" / "step_000004" / "weights.safetensors"
-    newest.write_bytes(newest.read_bytes()[:-4] + b"\0\1\2\3")
-    await hurt.train()
-    for name, tensor in expected.items():
-        assert torch.equal((await weights_of(hurt))[name], tensor), name
-
-
-async def test_a_resumed_trainer_tells_engines_nothing_older_than_they_know(
-    redis: Redis, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    bench = Bench(redis, tmp_path, trainer={"steps": 5, "checkpoint_every": 50})
-    kill_at(monkeypatch, "after the intent", 5)
-    await feed(redis, "r1", range(15))
-    with pytest.raises(Killed):
-        await bench.train()
-    first = bench.noted[0].published
-    await bench.train()
-    assert sorted(bench.noted[1].published) == list(range(max(first), 6))
-    for name, tensor in first[max(first)].items():
-        assert torch.equal(bench.noted[1].published[max(first)][name], tensor)
 
 
 async def test_a_publication_that_fails_ends_the_trainer_while_it_waits_for_groups(

@@ -69,6 +69,7 @@ def batch(lengths: list[int], seed: int = 0) -> TrainingBatch:
         token_ids=torch.from_numpy(random.integers(0, VOCABULARY, total)),
         loss_mask=mask,
         old_logprobs=torch.from_numpy(random.normal(-4, 1, total).astype(np.float32)) * mask,
+        versions=torch.arange(total, dtype=torch.int32),
         lengths=sizes,
         attempt=attempt,
         rewards=torch.from_numpy(random.random(len(lengths))),

@@ -4,11 +4,15 @@ import asyncio
 import contextlib
 import time
 from collections.abc import AsyncIterator
+from itertools import count
+from typing import Any
 
 import pytest
 import torch
 from redis.asyncio import Redis
+from redis.exceptions import ConnectionError
 
+from services.trainer.gather_engines import Engines
 from services.trainer.publish_weights import Deadlines, WeightPublisher
 from services.trainer.weight_buckets import checksum
 from shared.logs import Log
@@ -191,6 +195,38 @@ async def test_a_restarted_engine_is_another_member_and_gets_the_newest_version(
     await end(joiners)
     assert report.done == ("one",)
     assert checksum(again.received[1]) == report.checksum
+
+
+@pytest.mark.parametrize("moment", ["gather", "start", "ended"])
+async def test_a_redis_that_goes_away_in_the_middle_costs_a_round_and_no_engine(
+    redis: Redis, publisher: WeightPublisher, monkeypatch: pytest.MonkeyPatch, moment: str
+) -> None:
+    monkeypatch.setattr("services.trainer.publish_weights.SETTLE_S", 0.0)
+    original, calls = getattr(Engines, moment), count()
+
+    async def away_once(*args: Any) -> Any:
+        if next(calls) == 0:
+            raise ConnectionError("Connection refused")
+        return await original(*args)
+
+    monkeypatch.setattr(Engines, moment, away_once)
+    one, two = ReceivingEngine(redis, RUN, "one"), ReceivingEngine(redis, RUN, "two")
+    async with living(one, two):
+        report = await publisher.publish(publisher.stage(3, 3, weights(3)))
+    assert set(report.done) == {"one", "two"}
+    assert checksum(one.received[3]) == checksum(two.received[3]) == report.checksum
+    assert (await Ledger(redis, Keys(RUN)).counters())["weight_version"] == 3
+
+
+async def test_an_engine_takes_a_version_again_that_was_trained_again_and_an_older_one(
+    redis: Redis, publisher: WeightPublisher
+) -> None:
+    engine = ReceivingEngine(redis, RUN, "one")
+    async with living(engine):
+        for version, seed in ((7, 1), (5, 2), (7, 3)):
+            report = await publisher.publish(publisher.stage(version, version, weights(seed)))
+            assert report.done == ("one",)
+            assert checksum(engine.received[version]) == report.checksum
 
 
 async def _has(engine: ReceivingEngine, version: int) -> bool:

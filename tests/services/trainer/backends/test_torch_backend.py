@@ -162,7 +162,9 @@ def copy_task(seed: int) -> list[MicroBatch]:
     attempt = torch.arange(64).repeat_interleave(9)
     lengths = torch.full((64,), 9)
     zeros = torch.zeros(len(tokens))
-    batch = TrainingBatch(tokens, mask, zeros, lengths, attempt, torch.zeros(64).double(), torch.arange(64))
+    batch = TrainingBatch(
+        tokens, mask, zeros, zeros.int(), lengths, attempt, torch.zeros(64).double(), torch.arange(64)
+    )
     return packed(batch, 4096)
 
 

@@ -32,7 +32,8 @@ def tokens(count: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
 
 def columns(old: np.ndarray, advantage: np.ndarray, weight: np.ndarray) -> TrainedTokens:
     attempt = torch.zeros(len(old), dtype=torch.int64)
-    return TrainedTokens(*(torch.from_numpy(a) for a in (old, advantage, weight)), attempt)
+    versions = torch.zeros(len(old), dtype=torch.int32)
+    return TrainedTokens(*(torch.from_numpy(a) for a in (old, advantage, weight)), versions, attempt)
 
 
 def test_loss_and_gradient_follow_the_formula() -> None:

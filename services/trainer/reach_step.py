@@ -1,0 +1,130 @@
+"""A recorded run and a step -> the model as it was after that step: from a checkpoint, and by training what follows."""
+
+import contextlib
+from collections.abc import AsyncGenerator
+from dataclasses import dataclass
+from pathlib import Path
+
+from redis.asyncio import Redis
+from safetensors import SafetensorError
+
+from services.trainer.backends.torch_backend import TorchBackend
+from services.trainer.checkpoint import Checkpoint, Checkpoints
+from services.trainer.compute_thread import ComputeThread
+from services.trainer.load_model import choose_device
+from services.trainer.open_backend import open_backend, step_trainer
+from services.trainer.recorded_run import RecordedRun, find_run
+from services.trainer.recorded_steps import RecordedSteps
+from shared.errors import RunRejected
+from shared.logs import Log
+from shared.run_settings import RunSettings
+
+
+@dataclass(frozen=True, slots=True)
+class Reached:
+    """A model in the state after `step` steps."""
+
+    step: int
+    backend: TorchBackend
+    begin: str
+    """Where it came from before steps were trained again, in words."""
+
+
+@dataclass(frozen=True, slots=True)
+class Recordings:
+    """Where recorded runs are found."""
+
+    redis: Redis | None
+    runs_folder: Path
+    log: Log
+
+    async def find(self, run: str) -> RecordedRun:
+        """RunRejected if there is no such run."""
+        return await find_run(self.redis, self.runs_folder, run)
+
+    async def steps(self, run: RecordedRun) -> RecordedSteps:
+        steps = RecordedSteps(self.redis, run)
+        await steps.open()
+        return steps
+
+    def checkpoints(self, run: RecordedRun) -> Checkpoints:
+        """To be read only."""
+        return Checkpoints(run.folder / "checkpoints", run.owner, run.settings.trainer.keep_checkpoints, self.log)
+
+
+@contextlib.asynccontextmanager
+async def computing(settings: RunSettings) -> AsyncGenerator[ComputeThread]:
+    """A thread that computes as the trainer of a run with these settings does, to the last bit."""
+    compute = ComputeThread(settings.trainer.threads)
+    try:
+        yield compute
+    finally:
+        compute.close()
+
+
+async def reach(recordings: Recordings, run: RecordedRun, step: int) -> Reached:
+    """The state of `run` after `step` steps.
+
+    Raises:
+        RunRejected: its model, or a recorded step that has to be trained again, is gone.
+    """
+    if run.settings.branch is not None and step < run.settings.branch.step:
+        raise RunRejected(
+            f"run {run.run} is a branch and begins at step {run.settings.branch.step};"
+            f" its steps up to there are those of run {run.settings.branch.run}"
+        )
+    steps = await recordings.steps(run)
+    async with computing(run.settings) as compute:
+        reached = await _begin(recordings, run, step, compute)
+        trainer = step_trainer(run.settings, reached.backend)
+        for number in range(reached.step + 1, step + 1):
+            recorded = await steps.read(number)
+            await compute.run(trainer.train, recorded.rollouts, recorded.intent)
+            recordings.log.info("step_trained_again", run=run.run, step=number, until=step)
+    return Reached(step, reached.backend, reached.begin)
+
+
+async def _begin(recordings: Recordings, run: RecordedRun, step: int, compute: ComputeThread) -> Reached:
+    """The newest state at or before `step` that needs no training of this run's steps."""
+    device, branch = choose_device(run.settings.engine.device), run.settings.branch
+    checkpoint = await compute.run(newest_until, recordings.checkpoints(run), step, recordings.log)
+    theirs = None
+    if checkpoint is None and branch is not None:
+        theirs = await reach(recordings, await recordings.find(branch.run), branch.step)
+    backend = await compute.run(open_backend, run.settings, device)
+    if checkpoint is not None:
+        await compute.run(backend.load_state, checkpoint.state)
+        return Reached(checkpoint.step, backend, f"checkpoint of run {run.run} at step {checkpoint.step}")
+    if theirs is not None:
+        await compute.run(_go_on, backend, run, theirs)
+        return Reached(theirs.step, backend, theirs.begin)
+    return Reached(0, backend, f"initial model of run {run.run}")
+
+
+def _go_on(backend: TorchBackend, run: RecordedRun, theirs: Reached) -> None:
+    try:
+        backend.load_state(theirs.backend.state())
+    except RunRejected as error:
+        why = str(error).partition(";")[0]
+        raise RunRejected(
+            f"model.path {run.settings.model.path} is not the model of the run that {run.run} goes on from ({why});"
+            " leave model.path as that run has it"
+        ) from error
+
+
+def read_own(checkpoints: Checkpoints, step: int) -> Checkpoint:
+    """One checkpoint; ValueError if it is of an earlier run of the same name, else what Checkpoints.read raises."""
+    checkpoint = checkpoints.read(step)
+    if checkpoint.about.get("owner") != checkpoints.owner:
+        raise ValueError("an earlier run of the same name wrote it")
+    return checkpoint
+
+
+def newest_until(checkpoints: Checkpoints, step: int, log: Log) -> Checkpoint | None:
+    """The newest whole checkpoint at or before a step; unlike a trainer, this changes nothing on disk."""
+    for found in reversed([one for one in checkpoints.steps() if one <= step]):
+        try:
+            return read_own(checkpoints, found)
+        except (OSError, ValueError, KeyError, SafetensorError) as error:
+            log.warning("checkpoint_unusable", folder=str(checkpoints.folder), step=found, error=str(error))
+    return None

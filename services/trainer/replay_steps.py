@@ -1,0 +1,141 @@
+"""Recorded steps of a run, trained again -> one comparison a step: metrics, checkpoint, published version."""
+
+from collections.abc import AsyncGenerator
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from safetensors import SafetensorError
+
+from services.trainer.backends.torch_backend import TorchBackend
+from services.trainer.checkpoint import Checkpoint
+from services.trainer.compare_replay import (
+    Pair,
+    WeightCheck,
+    against_checkpoint,
+    against_version,
+    differing_metrics,
+    not_compared,
+)
+from services.trainer.compute_thread import ComputeThread
+from services.trainer.load_model import choose_device
+from services.trainer.open_backend import open_backend, step_trainer
+from services.trainer.reach_step import Reached, Recordings, computing, reach, read_own
+from services.trainer.recorded_run import RecordedRun
+from services.trainer.recorded_steps import RecordedSteps
+from shared.errors import RunRejected, SettingsError
+from shared.run_settings import RunSettings
+from shared.settings import Tree, merge, validate
+
+WITHOUT_EFFECT = ("backend", "checkpoint_every", "keep_checkpoints", "archive")
+"""Settings of the trainer that say nothing about a step."""
+
+
+@dataclass(frozen=True, slots=True)
+class StepComparison:
+    """One step, recorded and replayed."""
+
+    step: int
+    source: str
+    """Where its rollouts came from: archive or redis."""
+    metrics: dict[str, Pair]
+    """Every computed metric: (recorded, replayed)."""
+    differs: list[str]
+    """Those that are not the same."""
+    not_compared: list[str]
+    weights: list[WeightCheck]
+
+    @property
+    def equal(self) -> bool:
+        return not self.differs and all(check.equal for check in self.weights)
+
+    def as_json(self) -> dict[str, Any]:
+        return {**asdict(self), "equal": self.equal}
+
+
+def changed_settings(run: RecordedRun, overrides: Tree) -> RunSettings:
+    """The run's settings with the changes; SettingsError for one that acts before a step or not on it at all."""
+    wrong = [name for name in overrides if name != "trainer"]
+    trainer = overrides.get("trainer")
+    if isinstance(trainer, dict):
+        wrong += [f"trainer.{name}" for name in trainer if name in WITHOUT_EFFECT]
+    if wrong:
+        raise SettingsError(
+            f"{wrong[0]} changes nothing about training a recorded step again; a replay takes settings of the trainer,"
+            " such as trainer.learning_rate"
+        )
+    return validate(RunSettings, merge(run.settings.model_dump(mode="json"), overrides), f"run {run.run}, changed")
+
+
+async def replay(
+    recordings: Recordings, run: RecordedRun, first: int, last: int | None, settings: RunSettings
+) -> AsyncGenerator[StepComparison]:
+    """Train the steps `first` to `last` again, with `settings` from `first` on; `last` None: the newest.
+
+    Raises:
+        RunRejected: a step is not recorded, or its rollouts, the model or the state before it are gone.
+    """
+    steps = await recordings.steps(run)
+    newest = steps.newest()
+    until = newest if last is None else last
+    _check_range(run, first, until, settings, newest)
+    before = await reach(recordings, run, first - 1)
+    recordings.log.info("replay_begins", run=run.run, state=before.begin, first=first, last=until)
+    async with computing(settings) as compute:
+        backend = await _changed(before, run.settings, settings, compute)
+        trainer = step_trainer(settings, backend)
+        for step in range(first, until + 1):
+            recorded = await steps.read(step)
+            metrics = await compute.run(trainer.train, recorded.rollouts, recorded.intent)
+            differing = differing_metrics(recorded.metrics, metrics)
+            yield StepComparison(
+                step,
+                recorded.source,
+                {name: differing.get(name, (value, value)) for name, value in metrics.items()},
+                list(differing),
+                not_compared(recorded.metrics, metrics),
+                await compute.run(_check_weights, recordings, run, steps, step, backend),
+            )
+
+
+def _check_range(run: RecordedRun, first: int, last: int, settings: RunSettings, newest: int) -> None:
+    if max(first, last) > newest:
+        raise RunRejected(f"run {run.run} has recorded {newest} steps; replay up to step {newest}")
+    if not 1 <= first <= last:
+        raise RunRejected(f"there are no steps {first} to {last}; steps count from 1, and the first comes first")
+    if last > settings.trainer.steps:
+        raise SettingsError(f"trainer.steps is {settings.trainer.steps}; write {last} or more to replay step {last}")
+
+
+async def _changed(
+    before: Reached, recorded: RunSettings, settings: RunSettings, compute: ComputeThread
+) -> TorchBackend:
+    """The same state under the changed settings of the optimizer."""
+    if settings == recorded:
+        return before.backend
+    backend = await compute.run(open_backend, settings, choose_device(settings.engine.device))
+    await compute.run(backend.load_state, before.backend.state())
+    return backend
+
+
+def _check_weights(
+    recordings: Recordings, run: RecordedRun, steps: RecordedSteps, step: int, backend: TorchBackend
+) -> list[WeightCheck]:
+    checks: list[WeightCheck] = []
+    checkpoint = _checkpoint(recordings, run, step)
+    if checkpoint is not None:
+        checks.append(against_checkpoint(checkpoint.state, backend.state()))
+    if step in steps.announced:
+        checks.append(against_version(steps.announced[step], dict(backend.named_tensors())))
+    return checks
+
+
+def _checkpoint(recordings: Recordings, run: RecordedRun, step: int) -> Checkpoint | None:
+    checkpoints = recordings.checkpoints(run)
+    if step not in checkpoints.steps():
+        return None
+    try:
+        return read_own(checkpoints, step)
+    except FileNotFoundError:
+        return None  # the trainer of a live run removed it since
+    except (OSError, ValueError, KeyError, SafetensorError) as error:
+        raise RunRejected(f"the checkpoint of run {run.run} at step {step} is unusable: {error}") from error

@@ -1,0 +1,69 @@
+"""The checkpoints of a run and its ledger -> the newest state that both know, from where the trainer goes on."""
+
+import hashlib
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from services.trainer.backend import Backend
+from services.trainer.checkpoint import Checkpoints
+from services.trainer.step_ledger import Position
+from shared.errors import RunRejected
+from shared.logs import Log
+from shared.run_settings import RunSettings
+
+Archived = Callable[[int], int]
+"""A step -> the last one after it before which the archive misses none."""
+
+
+@dataclass(frozen=True, slots=True)
+class Manifest:
+    """What a checkpoint says about itself beside its files."""
+
+    seed: int
+    schedule: str
+    """Digest of the settings that a step depends on."""
+
+    def of(self, position: Position) -> dict[str, Any]:
+        """The manifest of a checkpoint that is written while the ledger stands here."""
+        ledger = {"step": position.step, "intended": position.intended}
+        return {"ledger": ledger, "seed": self.seed, "schedule": self.schedule}
+
+
+def manifest_of(settings: RunSettings) -> Manifest:
+    """The part of the manifest that is the same in every checkpoint of a run."""
+    trainer = settings.trainer.model_dump(mode="json", exclude={"checkpoint_every", "keep_checkpoints", "archive"})
+    relevant = {"kind": settings.kind, "model": settings.model.model_dump(mode="json"), "trainer": trainer}
+    text = json.dumps(relevant, sort_keys=True)
+    return Manifest(settings.seed, hashlib.sha256(text.encode()).hexdigest())
+
+
+def take_up(
+    backend: Backend, checkpoints: Checkpoints, position: Position, archived: Archived, manifest: Manifest, log: Log
+) -> int:
+    """Load the newest checkpoint that the ledger covers into a new backend; without one the initial model stays.
+
+    Args:
+        archived: how far the archive can stand in for groups that have left Redis.
+
+    Returns:
+        The step that the backend's state belongs to.
+
+    Raises:
+        RunRejected: between that state and the ledger are steps whose groups are gone.
+    """
+    checkpoint = checkpoints.newest(position.step)
+    begin = checkpoint.step if checkpoint else 0
+    if begin < position.forgotten and archived(begin) < position.forgotten:
+        raise RunRejected(
+            f"no checkpoint in {checkpoints.folder} is usable at step {position.forgotten} to {position.step}, and the"
+            f" groups of the steps up to {position.forgotten} are no longer in Redis; restore the newest checkpoint"
+            " or the append-only file of Redis, or start a new run"
+        )
+    if checkpoint is None:
+        return 0
+    if checkpoint.about.get("schedule", manifest.schedule) != manifest.schedule:
+        log.warning("checkpoint_of_other_settings", checkpoint=str(checkpoints.folder), step=begin)
+    backend.load_state(checkpoint.state)
+    return begin

@@ -1,0 +1,360 @@
+"""The Lua texts of the atomic steps. Keys and arguments are named at the top of each; `shared.scripts` calls them."""
+
+from shared.topology import EVENTS
+
+KEEP_S = 900
+"""How long the attempts of a group that is not trained stay, for a person to look at."""
+MOVE = (
+    f"local KEEP_S, EVENTS_KEPT = {KEEP_S}, {EVENTS.keep_newest}"
+    + """
+local function move(tokens, accounts, state)
+  local margins = redis.call('HGETALL', tokens)
+  for i = 1, #margins, 2 do
+    redis.call('HINCRBY', accounts, state .. '|' .. margins[i], margins[i + 1])
+  end
+end
+local function stored_bytes(group)
+  local bytes = 0
+  for _, attempt in ipairs(redis.call('HKEYS', group)) do bytes = bytes + redis.call('HSTRLEN', group, attempt) end
+  return bytes
+end
+"""
+)
+"""Tokens of a group leave `generated but undecided` for a state; `stored_bytes` is what a group's attempts take."""
+
+RELEASE = """
+-- KEYS feeder lease, counters, cursor, prompts, eval groups; ARGV token, first id, limit or -1, counter, cursor field,
+-- its value, evaluation mark or '', entries
+local limit, counter, count = tonumber(ARGV[3]), ARGV[4], #ARGV - 7
+local first, next_id = tonumber(ARGV[2]), tonumber(redis.call('HGET', KEYS[2], 'next_group_id') or '0')
+if redis.call('GET', KEYS[1]) ~= ARGV[1] then return -1 end
+if next_id == first + count and redis.call('HGET', KEYS[3], ARGV[5]) == ARGV[6] then return count end
+if next_id ~= first then return -1 end
+if limit >= 0 then
+  local released = tonumber(redis.call('HGET', KEYS[2], counter) or '0')
+  local dropped = tonumber(redis.call('HGET', KEYS[2], 'dropped') or '0')
+  if released - dropped + count > limit then return -2 end
+end
+for i = 1, count do
+  local entry = {'m', ARGV[7 + i], 'g', ARGV[2] + i - 1}
+  if ARGV[7] ~= '' then
+    entry[5], entry[6] = 'e', ARGV[7]
+    redis.call('SETBIT', KEYS[5], ARGV[2] + i - 1, 1)
+  end
+  redis.call('XADD', KEYS[4], '*', unpack(entry))
+end
+redis.call('HINCRBY', KEYS[2], 'next_group_id', count)
+redis.call('HINCRBY', KEYS[2], counter, count)
+redis.call('HSET', KEYS[3], ARGV[5], ARGV[6])
+return count
+"""
+
+_STORE = """
+local function store(group, tokens, args, at, payload)
+  local settled = redis.call('GETBIT', KEYS[1], args[at]) == 1
+  local dead = settled and redis.call('SISMEMBER', KEYS[4], args[at]) == 1
+  if settled and not dead then return 2 end
+  local fresh = redis.call('HSETNX', group, args[at + 2], payload)
+  local margins = tonumber(args[at + 3])
+  if fresh == 1 and margins > 0 then
+    for i = at + 4, at + 2 + 2 * margins, 2 do
+      redis.call('HINCRBY', tokens, args[i], args[i + 1])
+      redis.call('HINCRBY', KEYS[2], 'generated|' .. args[i], args[i + 1])
+      if dead then redis.call('HINCRBY', KEYS[2], 'dropped:dead|' .. args[i], args[i + 1]) end
+    end
+    redis.call('HINCRBY', KEYS[3], 'stored_bytes', #payload)
+  end
+  if dead then return 3 + 4 * fresh end
+  if redis.call('HLEN', group) >= tonumber(args[at + 1]) then return 1 + 4 * fresh end
+  return 4 * fresh
+end
+"""
+"""KEYS emitted, accounts, counters, dead groups; of an attempt, from `at`: group id, group size, attempt, number of
+margins (0: it is unscored and not accounted yet), then margin, tokens, margin, tokens, ..."""
+
+JOIN = (
+    _STORE
+    + """
+-- KEYS emitted, accounts, counters, dead groups, group, tokens; ARGV payload, then as above
+return store(KEYS[5], KEYS[6], ARGV, 2, ARGV[1])
+"""
+)
+
+JOIN_ENTRIES = (
+    _STORE
+    + """
+-- KEYS emitted, accounts, counters, dead groups, the stream of attempts, then for each attempt its group and tokens;
+-- ARGV for each attempt: id of its entry, how many bytes at that payload's end are replaced, by what, then as above
+local answers, at, key = {}, 1, 6
+while at <= #ARGV do
+  local entry = redis.call('XRANGE', KEYS[5], ARGV[at], ARGV[at])[1]
+  local answer = 2
+  if entry then
+    for i = 1, #entry[2], 2 do
+      if entry[2][i] == 'm' then
+        local payload = string.sub(entry[2][i + 1], 1, -1 - tonumber(ARGV[at + 1])) .. ARGV[at + 2]
+        answer = store(KEYS[key], KEYS[key + 1], ARGV, at + 3, payload)
+      end
+    end
+  end
+  answers[#answers + 1] = answer
+  at, key = at + 7 + 2 * tonumber(ARGV[at + 6]), key + 2
+end
+return answers
+"""
+)
+"""An entry that is gone was joined by another worker, or Redis lost it and its group is released anew."""
+
+EMIT = """
+-- KEYS emitted, counters, groups; ARGV group id, entry, tokens
+if redis.call('SETBIT', KEYS[1], ARGV[1], 1) == 1 then return 0 end
+redis.call('XADD', KEYS[3], '*', 'm', ARGV[2], 'g', ARGV[1])
+redis.call('HINCRBY', KEYS[2], 'emitted', 1)
+redis.call('HINCRBY', KEYS[2], 'generated_tokens', ARGV[3])
+return 1
+"""
+
+EVALUATE = (
+    MOVE
+    + """
+-- KEYS emitted, counters, evals, evaluated, tally, tokens, accounts, group; ARGV group id, entry, field, amount, ...
+if redis.call('SETBIT', KEYS[1], ARGV[1], 1) == 1 then return 0 end
+redis.call('SETBIT', KEYS[4], ARGV[1], 1)
+redis.call('XADD', KEYS[3], '*', 'm', ARGV[2], 'g', ARGV[1])
+redis.call('HINCRBY', KEYS[2], 'eval_done', 1)
+redis.call('HINCRBY', KEYS[2], 'stored_bytes', 0 - stored_bytes(KEYS[8]))
+for i = 3, #ARGV, 2 do redis.call('HINCRBYFLOAT', KEYS[5], ARGV[i], ARGV[i + 1]) end
+move(KEYS[6], KEYS[7], 'evaluated')
+redis.call('UNLINK', KEYS[6])
+redis.call('EXPIRE', KEYS[8], KEEP_S)
+return 1
+"""
+)
+
+DROP = (
+    MOVE
+    + """
+-- KEYS emitted, dropped, trained, counters, events, tokens, accounts, group, dead groups, tally, partial, its owner,
+-- groups, unscored; ARGV group id, reason, event, counter prefix, stage, entry id, consumer group, tally field, amount,
+-- ... An evaluation's groups cannot be sent again: it is over by then.
+if ARGV[5] == 'ready' then
+  if redis.call('GETBIT', KEYS[3], ARGV[1]) == 1 or redis.call('GETBIT', KEYS[2], ARGV[1]) == 1 then return 0 end
+  redis.call('XACK', KEYS[13], ARGV[7], ARGV[6])
+  redis.call('XDEL', KEYS[13], ARGV[6])
+  redis.call('SETBIT', KEYS[1], ARGV[1], 1)
+elseif redis.call('SETBIT', KEYS[1], ARGV[1], 1) == 1 then
+  return 0
+end
+redis.call('SETBIT', KEYS[2], ARGV[1], 1)
+redis.call('XADD', KEYS[5], 'MAXLEN', '~', EVENTS_KEPT, '*', 'm', ARGV[3], 'g', ARGV[1])
+redis.call('HINCRBY', KEYS[4], ARGV[4] .. 'dropped', 1)
+redis.call('HINCRBY', KEYS[4], ARGV[4] .. 'dropped:' .. ARGV[2], 1)
+for i = 8, #ARGV, 2 do redis.call('HINCRBYFLOAT', KEYS[10], ARGV[i], ARGV[i + 1]) end
+move(KEYS[6], KEYS[7], 'dropped:' .. ARGV[2])
+redis.call('UNLINK', KEYS[11], KEYS[12])
+if ARGV[2] == 'dead' and ARGV[4] == '' then
+  redis.call('SADD', KEYS[9], ARGV[1])
+else
+  redis.call('HINCRBY', KEYS[4], 'stored_bytes', 0 - stored_bytes(KEYS[8]))
+  redis.call('UNLINK', KEYS[6], KEYS[14])
+  redis.call('EXPIRE', KEYS[8], KEEP_S)
+end
+return 1
+"""
+)
+
+TAKE_OVER = """
+-- KEYS trainer epoch; ARGV microseconds of the caller's clock: what a rolled back Redis gives out is new all the same
+local epoch = string.format('%.0f', math.max(tonumber(redis.call('GET', KEYS[1]) or '0') + 1, tonumber(ARGV[1])))
+redis.call('SET', KEYS[1], epoch)
+return epoch
+"""
+
+EPOCH = """
+local function check_epoch(key, mine)
+  local epoch = tonumber(redis.call('GET', key) or '0')
+  if epoch == tonumber(mine) then return 0 end
+  if epoch > tonumber(mine) then return -1 end
+  return -2
+end
+"""
+"""-1: a newer trainer took over; -2: Redis lost the moment in which this one did."""
+
+INTEND = (
+    EPOCH
+    + """
+-- KEYS trainer epoch, counters, trained, steps, groups, emitted, dropped; ARGV epoch, step, entry, consumer group,
+-- number of groups, stale ones among them, group ids, entry ids
+local epoch = check_epoch(KEYS[1], ARGV[1])
+if epoch ~= 0 then return epoch end
+local intended = tonumber(redis.call('HGET', KEYS[2], 'intended') or '0')
+local count = tonumber(ARGV[5])
+if intended == tonumber(ARGV[2]) then
+  for i = 7, 6 + count do
+    if redis.call('GETBIT', KEYS[3], ARGV[i]) == 0 then return -2 end
+  end
+  return 0
+end
+if intended ~= tonumber(ARGV[2]) - 1 then return -2 end
+local received = #ARGV > 6 + count
+for i = 7, 6 + count do
+  if redis.call('GETBIT', KEYS[3], ARGV[i]) == 1 or redis.call('GETBIT', KEYS[7], ARGV[i]) == 1 then return -2 end
+  -- an entry that the trainer holds and Redis lost: its group is joined again, and may come out differently
+  if received and redis.call('GETBIT', KEYS[6], ARGV[i]) == 0 then return -2 end
+end
+for i = 7 + count, #ARGV do
+  -- an entry whose delivery Redis lost would be delivered again
+  if #redis.call('XPENDING', KEYS[5], ARGV[4], ARGV[i], ARGV[i], 1) == 0 then return -2 end
+end
+for i = 7, 6 + count do redis.call('SETBIT', KEYS[3], ARGV[i], 1) end
+for i = 7 + count, #ARGV do redis.call('XACK', KEYS[5], ARGV[4], ARGV[i]) end
+redis.call('XADD', KEYS[4], '*', 'm', ARGV[3])
+redis.call('HSET', KEYS[2], 'intended', ARGV[2])
+if ARGV[6] ~= '0' then redis.call('HINCRBY', KEYS[2], 'stale_trained', ARGV[6]) end
+return 1
+"""
+)
+
+COMMIT = (
+    MOVE
+    + EPOCH
+    + """
+-- KEYS trainer epoch, counters, steps, accounts, tokens of each group; ARGV epoch, step, entry, groups, trained tokens
+local epoch = check_epoch(KEYS[1], ARGV[1])
+if epoch ~= 0 then return epoch end
+local done = tonumber(redis.call('HGET', KEYS[2], 'step') or '0')
+if done >= tonumber(ARGV[2]) then return 0 end
+local intended = tonumber(redis.call('HGET', KEYS[2], 'intended') or '0')
+if done ~= tonumber(ARGV[2]) - 1 or intended < tonumber(ARGV[2]) then return -2 end
+redis.call('XADD', KEYS[3], '*', 'm', ARGV[3])
+redis.call('HSET', KEYS[2], 'step', ARGV[2])
+redis.call('HINCRBY', KEYS[2], 'trained', ARGV[4])
+redis.call('HINCRBY', KEYS[2], 'trained_tokens', ARGV[5])
+for i = 5, #KEYS do
+  move(KEYS[i], KEYS[4], 'trained')
+  redis.call('UNLINK', KEYS[i])
+end
+return 1
+"""
+)
+
+FORGET = (
+    MOVE
+    + """
+-- KEYS counters, groups to forget
+local bytes = 0
+for i = 2, #KEYS do
+  bytes = bytes + stored_bytes(KEYS[i])
+  redis.call('UNLINK', KEYS[i])
+end
+redis.call('HINCRBY', KEYS[1], 'stored_bytes', 0 - bytes)
+return bytes
+"""
+)
+
+REDRIVE = (
+    MOVE
+    + """
+-- KEYS emitted, dropped, counters, dead, dead groups, events, tokens, accounts, then for each letter its stream;
+-- ARGV group id, event, value of the emitted bit, number of letters, their ids, their payloads
+if redis.call('SREM', KEYS[5], ARGV[1]) == 0 then return 0 end
+redis.call('SETBIT', KEYS[1], ARGV[1], ARGV[3])
+redis.call('SETBIT', KEYS[2], ARGV[1], 0)
+redis.call('HINCRBY', KEYS[3], 'dropped', -1)
+redis.call('HINCRBY', KEYS[3], 'dropped:dead', -1)
+redis.call('HINCRBY', KEYS[3], 'redriven', 1)
+local margins = redis.call('HGETALL', KEYS[7])
+for i = 1, #margins, 2 do redis.call('HINCRBY', KEYS[8], 'dropped:dead|' .. margins[i], 0 - margins[i + 1]) end
+local count = tonumber(ARGV[4])
+for i = 1, count do
+  redis.call('XADD', KEYS[8 + i], '*', 'm', ARGV[4 + count + i], 'g', ARGV[1])
+  redis.call('XDEL', KEYS[4], ARGV[4 + i])
+end
+redis.call('XADD', KEYS[6], 'MAXLEN', '~', EVENTS_KEPT, '*', 'm', ARGV[2], 'g', ARGV[1])
+return 1
+"""
+)
+
+DISCARD = (
+    MOVE
+    + """
+-- KEYS counters, dead, dead groups, group, unscored, tokens; ARGV group id or '', ids of the dead letters
+if ARGV[1] ~= '' and redis.call('SREM', KEYS[3], ARGV[1]) == 1 then
+  redis.call('HINCRBY', KEYS[1], 'stored_bytes', 0 - stored_bytes(KEYS[4]))
+  redis.call('UNLINK', KEYS[4], KEYS[5], KEYS[6])
+end
+local gone = 0
+for i = 2, #ARGV do gone = gone + redis.call('XDEL', KEYS[2], ARGV[i]) end
+return gone
+"""
+)
+
+FORWARD = """
+-- KEYS source, target, keys to forget; ARGV consumer group, 1 to delete the source's entries, most entries that the
+-- target keeps or '', number of source entries, their ids, then for each result: number of its fields and values, these
+local count, acknowledged = tonumber(ARGV[4]), 0
+for i = 5, 4 + count do
+  if redis.call('XACK', KEYS[1], ARGV[1], ARGV[i]) == 1 then
+    acknowledged = acknowledged + 1
+    if ARGV[2] == '1' then redis.call('XDEL', KEYS[1], ARGV[i]) end
+  end
+end
+if acknowledged == 0 then return 0 end
+local at = 5 + count
+while at <= #ARGV do
+  local last = at + tonumber(ARGV[at])
+  if ARGV[3] == '' then
+    redis.call('XADD', KEYS[2], '*', unpack(ARGV, at + 1, last))
+  else
+    redis.call('XADD', KEYS[2], 'MAXLEN', '~', ARGV[3], '*', unpack(ARGV, at + 1, last))
+  end
+  at = last + 1
+end
+for i = 3, #KEYS do redis.call('UNLINK', KEYS[i]) end
+return 1
+"""
+"""An entry that was settled by another worker, or that Redis does not know any more, publishes nothing."""
+
+BURY = """
+-- KEYS stream, dead, emitted; ARGV consumer group, entry id, letter, 1 to delete the entry, group id or '',
+-- 1 if the group has to be settled
+if ARGV[6] == '1' and redis.call('GETBIT', KEYS[3], ARGV[5]) == 0 then return -1 end
+if redis.call('XACK', KEYS[1], ARGV[1], ARGV[2]) == 0 then return 0 end
+redis.call('XADD', KEYS[2], '*', 'm', ARGV[3], 'g', ARGV[5])
+if ARGV[4] == '1' then redis.call('XDEL', KEYS[1], ARGV[2]) end
+return 1
+"""
+
+PENDING = """
+-- KEYS stream; ARGV consumer group, entry ids
+local pending = {}
+for i = 2, #ARGV do pending[i - 1] = #redis.call('XPENDING', KEYS[1], ARGV[1], ARGV[i], ARGV[i], 1) end
+return pending
+"""
+
+RENEW = """
+-- KEYS stream; ARGV consumer group, consumer, new consumer, entry ids
+local renewed = 0
+for i = 4, #ARGV do
+  local entry = redis.call('XPENDING', KEYS[1], ARGV[1], ARGV[i], ARGV[i], 1)[1]
+  if entry and entry[2] == ARGV[2] then
+    redis.call('XCLAIM', KEYS[1], ARGV[1], ARGV[3], 0, ARGV[i], 'JUSTID')
+    renewed = renewed + 1
+  end
+end
+return renewed
+"""
+
+APPEND_CHUNK = """
+-- KEYS partial, its owner, emitted; ARGV group id, owner, entries
+if redis.call('GET', KEYS[2]) ~= ARGV[2] or redis.call('GETBIT', KEYS[3], ARGV[1]) == 1 then return 0 end
+for i = 3, #ARGV do redis.call('XADD', KEYS[1], '*', 'm', ARGV[i]) end
+return 1
+"""
+
+ADVANCE = """
+-- KEYS counters; ARGV counter, value
+if tonumber(redis.call('HGET', KEYS[1], ARGV[1]) or '-1') >= tonumber(ARGV[2]) then return 0 end
+redis.call('HSET', KEYS[1], ARGV[1], ARGV[2])
+return 1
+"""

@@ -1,0 +1,133 @@
+"""One run under training in this process, a way to kill its trainer at any point, and what must be the same after."""
+
+import asyncio
+import inspect
+from dataclasses import dataclass
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from redis.asyncio import Redis
+from safetensors.torch import load_file
+
+from services.trainer.serve_run import train_run
+from shared.accounts import undecided
+from shared.messages import StepCommit, StepIntent
+from shared.runs import Runs
+from shared.scripts import Ledger
+from shared.service import Serving
+from shared.streams import Stream
+from shared.topology import STEPS, Keys
+from tests.services.trainer.recorded_groups import (
+    NotedVersions,
+    run_settings,
+    serving,
+    small_model,
+    start_run,
+)
+
+KEYS = Keys("r1")
+
+
+class Bench:
+    """One run under training, and the publisher that it opened."""
+
+    def __init__(self, redis: Redis, tmp_path: Path, **sections: Any) -> None:
+        self.redis, self.home = redis, tmp_path
+        self.settings = run_settings(small_model(tmp_path / "model"), **sections)
+        self.noted: list[NotedVersions] = []
+
+    async def train(self) -> None:
+        record = await Runs(self.redis).get("r1") or await start_run(self.redis, self.settings)
+        await train_run(serving(self.redis, record, self.home), self._open)
+
+    def _open(self, serving: Serving) -> NotedVersions:
+        self.noted.append(NotedVersions(serving))
+        return self.noted[-1]
+
+    async def records(self) -> list[Any]:
+        return [record for _, record in await Stream[Any](self.redis, "r1", STEPS).read()]
+
+    async def state(self) -> str:
+        record = await Runs(self.redis).get("r1")
+        assert record is not None
+        return record.state
+
+    @property
+    def folder(self) -> Path:
+        return self.home / "runs" / "r1"
+
+
+async def until_version(redis: Redis, version: int) -> None:
+    async with asyncio.timeout(20):
+        while (await Ledger(redis, KEYS).counters()).get("weight_version", -1) < version:
+            await asyncio.sleep(0.01)
+
+
+class Killed(BaseException):
+    """The process is gone at this point."""
+
+
+def kill_at(monkeypatch: pytest.MonkeyPatch, owner: Any, name: str, call: int = 1, after: bool = False) -> None:
+    """End the trainer before (or right after) the n-th call of a function, once."""
+    original, calls = getattr(owner, name), count(1)
+
+    def dies() -> bool:
+        return next(calls) == call
+
+    async def dying_async(*args: Any, **kwargs: Any) -> Any:
+        dead = dies()
+        result = None if dead and not after else await original(*args, **kwargs)
+        if dead:
+            raise Killed
+        return result
+
+    def dying(*args: Any, **kwargs: Any) -> Any:
+        dead = dies()
+        result = None if dead and not after else original(*args, **kwargs)
+        if dead:
+            raise Killed
+        return result
+
+    monkeypatch.setattr(owner, name, dying_async if inspect.iscoroutinefunction(original) else dying)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a run leaves behind."""
+
+    tensors: dict[str, torch.Tensor]
+    """Weights and optimizer of the newest checkpoint."""
+    records: list[Any]
+    ledger: dict[str, Any]
+    """Counters, accounts, bitmaps, and the groups that are still in Redis."""
+
+    def must_equal(self, other: "Outcome") -> None:
+        assert self.tensors.keys() == other.tensors.keys()
+        for name, tensor in other.tensors.items():
+            assert torch.equal(self.tensors[name], tensor), name
+        assert self.records == other.records
+        assert self.ledger == other.ledger
+
+
+async def outcome(bench: Bench) -> Outcome:
+    checkpoint = max((bench.folder / "checkpoints").glob("step_*"))
+    tensors = [load_file(checkpoint / f"{name}.safetensors") for name in ("weights", "optimizer")]
+    redis = bench.redis
+    ledger: dict[str, Any] = {
+        "counters": await Ledger(redis, KEYS).counters(),
+        "accounts": {name: int(tokens) for name, tokens in (await redis.hgetall(KEYS.accounts)).items()},
+        "bitmaps": [await redis.get(key) for key in (KEYS.trained, KEYS.emitted, KEYS.dropped, KEYS.evaluated)],
+        "groups": sorted(await redis.keys(KEYS.group(0).removesuffix("0").replace("{", "[{]") + "*")),
+        "undecided": undecided({k.decode(): int(v) for k, v in (await redis.hgetall(KEYS.accounts)).items()}),
+    }
+    return Outcome({**tensors[0], **tensors[1]}, [identity(record) for record in await bench.records()], ledger)
+
+
+def identity(record: StepIntent | StepCommit) -> Any:
+    """What must be the same in every run: all of an intent, and a commit without its times."""
+    if isinstance(record, StepIntent):
+        return record
+    return record.step, {k: v for k, v in record.metrics.items() if "second" not in k}
