@@ -1,6 +1,7 @@
 """The sidecar with real SGLang, a real router and the trainer's own publisher: weights come, requests never fail."""
 
 import asyncio
+import contextlib
 import os
 import signal
 import socket
@@ -99,32 +100,36 @@ async def client(real: RealEngine) -> AsyncIterator[Redis]:
     await redis.aclose()
 
 
-async def policy_from(redis: Redis, real: RealEngine, version: int) -> Policy:
-    return Policy(redis, real, version)
+@contextlib.asynccontextmanager
+async def policy_from(redis: Redis, real: RealEngine, version: int) -> AsyncIterator[Policy]:
+    policy = Policy(redis, real, version)
+    try:
+        yield policy
+    finally:
+        await policy.close()
 
 
 async def test_versions_reach_the_engine_with_requests_in_flight_and_every_span_is_right(
     real: RealEngine, client: Redis
 ) -> None:
-    policy = await policy_from(client, real, 0)
-    first = await policy.publish()
-    assert (len(first.done), first.failed, first.unverified) == (1, {}, ())
-    await until(lambda: _is_listed(real, 0), 20)
-    await until(lambda: _is_ready(client, real), 20)
-    for version in range(1, 5):
-        prompt = [version, 10, 20]
-        started = [asyncio.Event() for _ in range(4)]
-        requests = [asyncio.create_task(real.generate_streaming(prompt, TOKENS, event)) for event in started]
-        async with asyncio.timeout(20):
-            await asyncio.gather(*(event.wait() for event in started))
-        report = await policy.publish()
-        assert (len(report.done), report.failed, report.unverified) == (1, {}, ())
-        assert report.seconds["total"] < 5
-        for answer in await asyncio.gather(*requests):
-            check_spans(policy, prompt, answer, version)
-        after = await real.generate([1, 2, 3], 4)
-        assert after["meta_info"]["weight_version"] == str(version)
-    await policy.close()
+    async with policy_from(client, real, 0) as policy:
+        first = await policy.publish()
+        assert (len(first.done), first.failed, first.unverified) == (1, {}, ())
+        await until(lambda: _is_listed(real, 0), 60)
+        await until(lambda: _is_ready(client, real), 60)
+        for version in range(1, 5):
+            prompt = [version, 10, 20]
+            started = [asyncio.Event() for _ in range(4)]
+            requests = [asyncio.create_task(real.generate_streaming(prompt, TOKENS, event)) for event in started]
+            async with asyncio.timeout(20):
+                await asyncio.gather(*(event.wait() for event in started))
+            report = await policy.publish()
+            assert (len(report.done), report.failed, report.unverified) == (1, {}, ())
+            assert report.seconds["total"] < 5
+            for answer in await asyncio.gather(*requests):
+                check_spans(policy, prompt, answer, version)
+            after = await real.generate([1, 2, 3], 4)
+            assert after["meta_info"]["weight_version"] == str(version)
 
 
 def check_spans(policy: Policy, prompt: list[int], answer: dict[str, Any], version: int) -> None:
@@ -150,43 +155,41 @@ async def test_a_router_that_was_restarted_lists_the_engine_again(real: RealEngi
 
 
 async def test_a_second_engine_is_listed_only_when_it_has_the_newest_version(real: RealEngine, client: Redis) -> None:
-    policy = await policy_from(client, real, 5)
-    await policy.publish()
-    second = real.start_sidecar(index=1)
-    await until(lambda: _is_listed(real, 1), START_S)
-    async with httpx.AsyncClient(trust_env=False) as http:
-        info = (await http.get(f"{real.engine_url(1)}/model_info")).json()
-    assert info["weight_version"] == "5"
-    report = await policy.publish()
-    assert len(report.done) == 2
-    processes = descendants(second)
-    second.terminate()
-    assert await asyncio.to_thread(second.wait, 15) == 0
-    assert not any(process.is_running() for process in processes)
-    assert await real.listed() == [real.engine_url(0)]
-    await policy.close()
+    async with policy_from(client, real, 5) as policy:
+        await policy.publish()
+        second = real.start_sidecar(index=1)
+        await until(lambda: _is_listed(real, 1), START_S)
+        async with httpx.AsyncClient(trust_env=False) as http:
+            info = (await http.get(f"{real.engine_url(1)}/model_info")).json()
+        assert info["weight_version"] == "5"
+        report = await policy.publish()
+        assert len(report.done) == 2
+        processes = descendants(second)
+        second.terminate()
+        assert await asyncio.to_thread(second.wait, 15) == 0
+        assert not any(process.is_running() for process in processes)
+        assert await real.listed() == [real.engine_url(0)]
 
 
 async def test_an_engine_killed_during_an_update_delays_nobody_and_comes_back_with_the_newest_version(
     real: RealEngine, client: Redis
 ) -> None:
-    policy = await policy_from(client, real, 7)
-    await policy.publish()
-    processes = descendants(real.processes[1])
-    named(processes, "scheduler").send_signal(signal.SIGSTOP)
-    publishing = asyncio.create_task(policy.publish())
-    await until(lambda: _was_told_to_go(client, real, 8), 10)
-    started = time.monotonic()
-    os.killpg(named(processes, "engine_server").pid, signal.SIGKILL)
-    report = await publishing
-    assert time.monotonic() - started < 10
-    assert len(report.failed) == 1
-    assert await real.listed() == []
-    await until(lambda: _is_listed(real, 0), START_S)
-    assert (await real.generate([5], 2))["meta_info"]["weight_version"] == "8"
-    events = [event for _, event in await Stream[Event](client, real.run, EVENTS).read()]
-    assert {"engine_died", "weights_failed"} <= {event.event for event in events}
-    await policy.close()
+    async with policy_from(client, real, 7) as policy:
+        await policy.publish()
+        processes = descendants(real.processes[1])
+        named(processes, "scheduler").send_signal(signal.SIGSTOP)
+        publishing = asyncio.create_task(policy.publish())
+        await until(lambda: _was_told_to_go(client, real, 8), 10)
+        started = time.monotonic()
+        os.killpg(named(processes, "engine_server").pid, signal.SIGKILL)
+        report = await publishing
+        assert time.monotonic() - started < 10
+        assert len(report.failed) == 1
+        assert await real.listed() == []
+        await until(lambda: _is_listed(real, 0), START_S)
+        assert (await real.generate([5], 2))["meta_info"]["weight_version"] == "8"
+        events = [event for _, event in await Stream[Event](client, real.run, EVENTS).read()]
+        assert {"engine_died", "weights_failed"} <= {event.event for event in events}
 
 
 async def test_the_next_run_with_the_same_settings_keeps_the_process_and_gets_its_own_weights(
@@ -197,13 +200,12 @@ async def test_the_next_run_with_the_same_settings_keeps_the_process_and_gets_it
     await until(lambda: _is_not_listed(real, 0), 20)
     real.run = "r3"
     await real.activate()
-    policy = await policy_from(client, real, 0)
-    report = await policy.publish()
-    assert (len(report.done), report.unverified) == (1, ())
-    await until(lambda: _is_listed(real, 0), 20)
-    assert named(descendants(real.processes[1]), "engine_server").pid == server
-    assert (await real.generate([5], 2))["meta_info"]["weight_version"] == "0"
-    await policy.close()
+    async with policy_from(client, real, 0) as policy:
+        report = await policy.publish()
+        assert (len(report.done), report.unverified) == (1, ())
+        await until(lambda: _is_listed(real, 0), 60)
+        assert named(descendants(real.processes[1]), "engine_server").pid == server
+        assert (await real.generate([5], 2))["meta_info"]["weight_version"] == "0"
 
 
 async def test_stopping_the_sidecar_leaves_no_process_and_no_port(real: RealEngine) -> None:
