@@ -13,6 +13,5 @@ def admission_limit(settings: RunSettings, weight_version: int) -> int:
     synchronous, on-policy training. The rule is AReaL's (Fu et al. 2025, equation 3), counted in groups.
     """
     lookahead = SFT_LOOKAHEAD if settings.kind == "sft" else settings.rollout.max_staleness
-    steps = min(weight_version + lookahead + 1, settings.trainer.steps)
-    spare = settings.rollout.over_sampling if steps < settings.trainer.steps else 0
-    return steps * settings.rollout.groups_per_step + spare
+    size, last = settings.rollout.groups_per_step, settings.trainer.steps
+    return min((weight_version + lookahead + 1) * size + settings.rollout.over_sampling, last * size)

@@ -101,16 +101,16 @@ def stop_on_signals() -> asyncio.Event:
 
 async def follow_runs(place: Place, role: str, serve: Serve, kinds: tuple[str, ...]) -> None:
     """Serve the active run of the deployment, then the next one, for ever; runs of other kinds are left alone."""
-    runs, done = Runs(place.redis), ""
+    runs = Runs(place.redis)
     await_redis = AwaitRedis(place.log, "", place.deployment.redis.outage_deadline_s)
     while True:
         record = await await_redis(runs.active)
-        if record is None or record.state in ENDED or record.run == done or record.settings.kind not in kinds:
+        if record is None or record.state in ENDED or record.settings.kind not in kinds:
             await asyncio.sleep(POLL_S)
             continue
         try:
             await _serve_one(place, role, serve, record)
-            done = record.run
+            await asyncio.sleep(POLL_S)  # a Redis that lost the end of the run gets it told once more
         except UNREACHABLE as error:  # the service joins the run again as soon as Redis is back
             place.log.warning("redis_unreachable", run=record.run, error=str(error))
             await asyncio.sleep(POLL_S)

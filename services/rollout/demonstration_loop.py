@@ -27,9 +27,11 @@ Demonstrate = Callable[[list[Prompt]], list[Rollout | GroupRejected]]
 class DemonstrationLoop:
     """Serves one sft run."""
 
-    def __init__(self, prompts: Stream[Prompt], ledger: Ledger, demonstrate: Demonstrate, log: Log) -> None:
+    def __init__(
+        self, prompts: Stream[Prompt], ledger: Ledger, demonstrate: Demonstrate, log: Log, redis: AwaitRedis
+    ) -> None:
         self._prompts, self._ledger, self._demonstrate, self._log = prompts, ledger, demonstrate, log
-        self._await_redis = AwaitRedis(log, ledger.keys.run)
+        self._await_redis = redis
         self._codec: Codec[Rollout] = Codec(Rollout)
         prompts.on_dead = self._on_dead
 
@@ -47,7 +49,7 @@ class DemonstrationLoop:
         if not messages:
             return
         prompts = [message.body for message in messages]
-        rows = list(zip(prompts, self._demonstrate(prompts), strict=True))
+        rows = list(zip(prompts, await asyncio.to_thread(self._demonstrate, prompts), strict=True))
         await asyncio.gather(*(self._settle_in_turn(rows[lane::AT_ONCE]) for lane in range(AT_ONCE)))
         # publishes nothing, acknowledges all of them; last, so that a crash before it only repeats what counts once
         await self._await_redis(lambda: forward(messages, self._prompts))

@@ -3,6 +3,7 @@
 import asyncio
 import time
 from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
 
 from services.rollout.give_up_group import drop_dead, drop_group
 from services.rollout.last_words import say
@@ -33,8 +34,16 @@ def nothing_to_forget(prompt: Prompt) -> Sequence[str]:
     return ()
 
 
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """How many groups one worker generates at once, and how many seconds each may take."""
+
+    concurrency: int
+    deadline_s: float
+
+
 class GenerationLoop:
-    """Generates the groups of one run, `concurrency` at once, each within `deadline_s` seconds a delivery."""
+    """Generates the groups of one run, within its limits."""
 
     def __init__(
         self,
@@ -43,14 +52,13 @@ class GenerationLoop:
         ledger: Ledger,
         make_group: MakeGroup,
         log: Log,
-        concurrency: int,
-        deadline_s: float,
+        limits: Limits,
+        redis: AwaitRedis,
         forget: Forget = nothing_to_forget,
     ) -> None:
         self._prompts, self._rollouts, self._ledger = prompts, rollouts, ledger
         self._make_group, self._log = make_group, log
-        self._await_redis = AwaitRedis(log, ledger.keys.run)
-        self._concurrency, self._deadline_s = concurrency, deadline_s
+        self._await_redis, self._concurrency, self._deadline_s = redis, limits.concurrency, limits.deadline_s
         self._forget = forget
         self._in_flight: set[asyncio.Task[None]] = set()
         prompts.on_dead = self._on_dead

@@ -40,6 +40,7 @@ class Partials:
     """Seconds after which it is stored though it has fewer."""
     deadline_s: float
     """Seconds without anything new in a group after which its work has failed."""
+    redis: AwaitRedis
 
     def keys(self, group_id: int) -> tuple[str, str]:
         """What is to be deleted with the group's forwarding."""
@@ -48,15 +49,15 @@ class Partials:
     async def take_over(self, prompt: Prompt) -> "PartialGroup":
         """Become the one worker that appends to the group's record, and read what it has."""
         owner, (partial, owner_key) = f"{self.worker}:{uuid.uuid4().hex}", self.keys(prompt.group_id)
-        redis = self.ledger.redis
+        connection = self.ledger.redis
 
         async def take() -> list[tuple[bytes, dict[bytes, bytes]]]:
-            async with redis.pipeline(transaction=True) as pipe:
+            async with connection.pipeline(transaction=True) as pipe:
                 pipe.set(owner_key, owner)
                 pipe.xrange(partial)
                 return (await pipe.execute())[1]
 
-        entries = await AwaitRedis(self.log, self.ledger.keys.run)(take)
+        entries = await self.redis(take)
         group = PartialGroup(self, prompt, owner, self._decode(prompt, entries))
         if group.tokens:
             self.log.info(

@@ -9,7 +9,7 @@ from pathlib import Path
 from services.rollout.demonstration import demonstrate
 from services.rollout.demonstration_loop import DemonstrationLoop
 from services.rollout.generate_group import GroupGenerator, load_generate
-from services.rollout.generation_loop import GenerationLoop
+from services.rollout.generation_loop import GenerationLoop, Limits
 from services.rollout.model_tokenizer import ModelTokenizer, load_tokenizer
 from services.rollout.partial_group import Partials
 from services.rollout.router_connections import RouterConnections
@@ -38,7 +38,9 @@ async def serve(serving: Serving) -> None:
 
 async def _serve_sft(serving: Serving, tokenizer: ModelTokenizer, prompts: Stream[Prompt]) -> None:
     make = functools.partial(demonstrate, tokenizer=tokenizer, worker=serving.place.name)
-    loop = DemonstrationLoop(prompts, Ledger(serving.redis, Keys(serving.run)), make, serving.place.log)
+    loop = DemonstrationLoop(
+        prompts, Ledger(serving.redis, Keys(serving.run)), make, serving.place.log, serving.await_redis()
+    )
     serving.ready()
     await loop.run()
 
@@ -49,11 +51,11 @@ async def _serve_rl(serving: Serving, tokenizer: ModelTokenizer, prompts: Stream
     rollouts: Stream[Rollout] = Stream(serving.redis, serving.run, ROLLOUTS)
     ledger = Ledger(serving.redis, Keys(serving.run))
     async with RouterConnections(place.deployment.router_url, settings.request_deadline_s) as router:
-        slots, deadline_s = settings.concurrency, settings.request_deadline_s
+        limits, redis = Limits(settings.concurrency, settings.request_deadline_s), serving.await_redis()
         tokens, seconds = settings.partial_tokens, settings.partial_seconds
-        partials = Partials(ledger, place.log, place.name, tokens, seconds, deadline_s)
+        partials = Partials(ledger, place.log, place.name, tokens, seconds, limits.deadline_s, redis)
         groups = GroupGenerator(tokenizer, Sampler(router, place.log), generate, place.name, partials)
-        loop = GenerationLoop(prompts, rollouts, ledger, groups.generate, place.log, slots, deadline_s, groups.forget)
+        loop = GenerationLoop(prompts, rollouts, ledger, groups.generate, place.log, limits, redis, groups.forget)
         serving.ready()
         await loop.run()
 

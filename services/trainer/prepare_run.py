@@ -115,7 +115,7 @@ def _policy(settings: RunSettings) -> BatchPolicy:
     return BatchPolicy(
         groups_per_step=rollout.groups_per_step,
         max_staleness=rollout.max_staleness if is_rl else None,
-        staleness=rollout.staleness_policy,
+        staleness=rollout.staleness_policy if is_rl else "wait",  # rows in order: the same run each time
         select=load_selection(rollout.selection),
     )
 

@@ -75,7 +75,7 @@ class SampleBuffer:
 
     async def _choose(self, version: int) -> list[int] | None:
         policy, size = self._policy, self._policy.groups_per_step
-        if policy.staleness == "drop":
+        if policy.staleness != "train":  # with `wait`: what an engine made that goes on with an old version
             await self._drop_stale(version)
         if len(self._waiting) < size:
             return None

@@ -24,6 +24,7 @@ BASE = {
         (["rollout.max_staleness=2"], 9, 80),
         (["rollout.over_sampling=4"], 0, 12),
         (["rollout.over_sampling=4"], 9, 80),
+        (["rollout.over_sampling=20"], 8, 80),
         (["kind=sft"], 0, 40),
         (["kind=sft"], 8, 80),
     ],

@@ -9,6 +9,7 @@ import pytest
 from services.rollout import demonstration_loop
 from services.rollout.demonstration import demonstrate, ready
 from services.rollout.demonstration_loop import DemonstrationLoop
+from shared.await_redis import AwaitRedis
 from shared.messages import Codec, GroupReady, Prompt, Rollout
 from shared.scripts import Ledger
 from shared.streams import Stream
@@ -32,7 +33,9 @@ def row(group_id, label="2"):
 async def working(redis, tokenizer, log):
     make = functools.partial(demonstrate, tokenizer=tokenizer, worker="w")
     prompts: Stream[Prompt] = Stream(redis, RUN, PROMPTS, "w")
-    task = asyncio.create_task(DemonstrationLoop(prompts, Ledger(redis, Keys(RUN)), make, log).run())
+    task = asyncio.create_task(
+        DemonstrationLoop(prompts, Ledger(redis, Keys(RUN)), make, log, AwaitRedis(log, RUN)).run()
+    )
     try:
         yield
     finally:

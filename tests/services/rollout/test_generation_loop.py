@@ -10,8 +10,9 @@ from redis.exceptions import ResponseError
 
 from deploy import embedded_redis
 from services.rollout import generation_loop
-from services.rollout.generation_loop import GenerationLoop
+from services.rollout.generation_loop import GenerationLoop, Limits
 from services.rollout.refusals import GroupRejected, Superseded
+from shared.await_redis import AwaitRedis
 from shared.messages import DeadLetter, Event, Prompt, Rollout
 from shared.redis_connection import UNREACHABLE, connect_checked
 from shared.scripts import Ledger
@@ -51,7 +52,8 @@ def prompts_of(redis, consumer="w", lease_s=30.0, max_deliveries=5) -> Stream[Pr
 async def working(redis, log, make_group, stream=None, concurrency=4, deadline_s=10.0):
     prompts = stream or prompts_of(redis)
     ledger = Ledger(redis, Keys(RUN))
-    loop = GenerationLoop(prompts, Stream(redis, RUN, ROLLOUTS), ledger, make_group, log, concurrency, deadline_s)
+    limits, rollouts = Limits(concurrency, deadline_s), Stream(redis, RUN, ROLLOUTS)
+    loop = GenerationLoop(prompts, rollouts, ledger, make_group, log, limits, AwaitRedis(log, RUN))
     task = asyncio.create_task(loop.run())
     try:
         yield task
@@ -304,8 +306,8 @@ async def test_what_was_kept_of_a_group_is_forgotten_in_the_moment_in_which_it_i
         Ledger(redis, Keys(RUN)),
         make_at_once,
         log,
-        4,
-        10.0,
+        Limits(4, 10.0),
+        AwaitRedis(log, RUN),
         lambda prompt: ["{r1}:kept"],
     )
     task = asyncio.create_task(loop.run())

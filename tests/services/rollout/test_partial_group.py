@@ -8,6 +8,7 @@ from services.rollout import partial_group
 from services.rollout.partial_group import Partials
 from services.rollout.read_answers import Sample
 from services.rollout.refusals import GroupRejected, Superseded
+from shared.await_redis import AwaitRedis
 from shared.messages import Event, Prompt
 from shared.scripts import Ledger
 from shared.streams import Stream
@@ -21,7 +22,7 @@ KEYS = Keys("r1")
 @pytest.fixture
 def partials(redis, log):
     def make(tokens=4, seconds=60.0, deadline_s=60.0):
-        return Partials(Ledger(redis, KEYS), log, "w", tokens, seconds, deadline_s)
+        return Partials(Ledger(redis, KEYS), log, "w", tokens, seconds, deadline_s, AwaitRedis(log, KEYS.run))
 
     return make
 

@@ -11,6 +11,7 @@ from services.rollout.partial_group import PartialGroup, Partials
 from services.rollout.refusals import Superseded
 from services.rollout.router_connections import RouterConnections
 from services.rollout.sampler import Sampler
+from shared.await_redis import AwaitRedis
 from shared.messages import Prompt, expand
 from shared.scripts import Ledger
 from shared.tasks import end
@@ -74,7 +75,7 @@ async def connections(router):
 @pytest.fixture
 def worker(redis, log, connections, tokenizer):
     def make(name, tokens=4, generate=None):
-        partials = Partials(Ledger(redis, KEYS), log, name, tokens, 0.5, 10)
+        partials = Partials(Ledger(redis, KEYS), log, name, tokens, 0.5, 10, AwaitRedis(log, KEYS.run))
         return GroupGenerator(tokenizer, Sampler(connections, log), generate, name, partials)
 
     return make

@@ -21,6 +21,7 @@ from services.rollout.partial_group import CODEC, Partials
 from services.rollout.router_connections import RouterConnections
 from services.rollout.sampler import Sampler
 from services.trainer.tiny_model import write_tiny_model
+from shared.await_redis import AwaitRedis
 from shared.messages import Prompt, Rollout, expand
 from shared.run_settings import EngineSettings, ModelSettings, RunSettings
 from shared.runs import Runs
@@ -97,7 +98,7 @@ async def worker(redis, log, router, model):
     async with RouterConnections(router, 120) as connections:
 
         def make(name):
-            partials = Partials(Ledger(redis, KEYS), log, name, CHUNK, 60, 60)
+            partials = Partials(Ledger(redis, KEYS), log, name, CHUNK, 60, 60, AwaitRedis(log, KEYS.run))
             return GroupGenerator(tokenizer, Sampler(connections, log), None, name, partials)
 
         yield make

@@ -71,6 +71,7 @@ async def feed(redis: Redis, run: str, group_ids: Iterable[int], kind: str = "rl
     """Store the groups' payloads and emit them, as the reward worker does."""
     ledger, codec = Ledger(redis, Keys(run)), Codec[Rollout](Rollout)
     for group_id in group_ids:
+        await ledger.advance("next_group_id", group_id + 1)
         attempts = rollouts(group_id, kind)
         for rollout in attempts:
             await ledger.join(group_id, len(attempts), rollout.attempt, codec.encode(rollout), margins(rollout))
