@@ -13,7 +13,7 @@ import time
 from services.rollout.engine_arguments import EnginePlan, plan_engine
 from services.rollout.engine_restarts import Restarts
 from services.rollout.engine_update import EngineUpdate
-from services.rollout.launch_engine import EngineCannotStart, EngineDied, EngineProcess
+from services.rollout.launch_engine import EngineDied, EngineProcess
 from services.rollout.pull_weights import EngineIdentity, WeightPuller
 from services.rollout.register_with_router import RouterSeat
 from shared.errors import RunRejected
@@ -25,8 +25,8 @@ from shared.streams import Stream
 from shared.tasks import end
 from shared.topology import EVENTS
 
-START_TRIES = 2
-"""Starts that an engine may fail; a process of it that was killed while it started is no fault of the run."""
+START_TRIES = 3
+"""Starts that may fail before the run does; an engine that was killed while it started is no fault of the run."""
 
 
 class Sidecar:
@@ -47,10 +47,7 @@ class Sidecar:
         host, port = place.deployment.engine.host, place.deployment.engine.port + self._index
         plan = plan_engine(settings.model, settings.engine, host, port, self._index)
         seat, restarts = RouterSeat(place.deployment.router_url, plan.url, place.log), Restarts()
-        bad_starts, may_reject = (
-            0,
-            serving.record.state == "starting",
-        )  # a run that went on before is not ended by one bad start
+        bad_starts, may_reject = 0, serving.record.state == "starting"  # what went on before can start here
         try:
             await seat.leave()  # a sidecar that was killed may have left the address there
             while True:
@@ -58,7 +55,7 @@ class Sidecar:
                     await self._serve_life(serving, await self._start(serving, plan), seat)
                 except EngineDied as death:
                     await self._bury(serving, seat, death)
-                    bad_starts += isinstance(death, EngineCannotStart)
+                    bad_starts += not seat.was_taken
                     if may_reject and bad_starts == START_TRIES:
                         raise RunRejected(str(death)) from death
                     await asyncio.sleep(restarts.next_delay_s(str(death), served=seat.was_taken))

@@ -33,10 +33,6 @@ class EngineDied(SluiceError):
     """The engine's process ended, did not start in time, or hangs; a new one can take its place."""
 
 
-class EngineCannotStart(EngineDied):
-    """The engine ended by itself before its first healthy answer, or took too long: it would do so again."""
-
-
 class EngineProcess:
     """One life of an SGLang server."""
 
@@ -64,15 +60,14 @@ class EngineProcess:
         return self._process.poll() is None
 
     async def wait_healthy(self, deadline_s: float) -> None:
-        """Wait for the first healthy answer; without one, EngineCannotStart or EngineDied with the end of its log."""
+        """Wait for the first healthy answer; without one, EngineDied with the end of its log."""
         until = time.monotonic() + deadline_s
         while not await self.calls.healthy():
             if not self.alive:
                 code = self._process.returncode
-                death = EngineDied if code < 0 else EngineCannotStart  # a signal came from outside
-                raise death(f"the engine ended with code {code} at its start; {self.log_end()}")
+                raise EngineDied(f"the engine ended with code {code} at its start; {self.log_end()}")
             if time.monotonic() > until:
-                raise EngineCannotStart(f"the engine was not healthy within {deadline_s:g} s; {self.log_end()}")
+                raise EngineDied(f"the engine was not healthy within {deadline_s:g} s; {self.log_end()}")
             await asyncio.sleep(POLL_S)
         # A collection over all that was imported would hold up every update: it takes half a second.
         with contextlib.suppress(EngineError):
@@ -138,7 +133,7 @@ def _start(command: list[str], plan: EnginePlan, log: BinaryIO) -> "subprocess.P
             start_new_session=True,
         )
     except OSError as error:
-        raise EngineCannotStart(
+        raise EngineDied(
             f"the engine cannot be started by {command[0]!r} ({error.strerror}); correct engine.command"
         ) from error
 

@@ -96,6 +96,7 @@ class RealEngine:
         sampling = {"max_new_tokens": tokens, "ignore_eos": True, "temperature": 1.0}
         body = {"input_ids": prompt, "sampling_params": sampling, "return_logprob": True, "stream": True}
         last: dict[str, Any] = {}
+        token_ids, logprobs = list[int](), list[Any]()
         async with (
             httpx.AsyncClient(trust_env=False, timeout=60) as http,
             http.stream("POST", f"{self.router_url}/generate", json=body) as answer,
@@ -105,7 +106,10 @@ class RealEngine:
                 if line.startswith("data: {"):
                     started.set()
                     last = json.loads(line.removeprefix("data: "))
-        return last
+                    token_ids += last["output_ids"]  # our engines send what is new
+                    logprobs += last["meta_info"]["output_token_logprobs"]
+        last["meta_info"]["output_token_logprobs"] = logprobs
+        return {**last, "output_ids": token_ids}
 
     def close(self) -> None:
         for process in self.processes:

@@ -260,7 +260,7 @@ async def _reason_of_failure(redis_url: str, home: Path, model: Path, port: int 
     await other.activate(**engine)
     sidecar = other.start_sidecar()
     try:
-        await until(lambda: _has_failed(redis, other.run), 90)
+        await until(lambda: _has_failed(redis, other.run), 150)
         record = await Runs(redis).get(other.run)
         assert record is not None
         return record.reason
