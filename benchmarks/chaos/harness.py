@@ -11,7 +11,7 @@ from typing import Any
 from redis.asyncio import Redis
 
 from benchmarks.chaos.run_series import RunSeries, Stuck
-from benchmarks.chaos.schedule import blows
+from benchmarks.chaos.schedule import Blow, blows
 from benchmarks.chaos.stack import Stack, Variant
 from benchmarks.chaos.targets import NotBack, Targets
 from benchmarks.chaos.verdict import RunVerdict, judge
@@ -30,6 +30,8 @@ class Score:
 
     kills: Counter[str] = field(default_factory=Counter[str])
     freezes: Counter[str] = field(default_factory=Counter[str])
+    losses: list[int] = field(default_factory=list[int])
+    """Bytes that Redis lost, each time its machine lost power."""
     problems: list[str] = field(default_factory=list[str])
 
 
@@ -51,6 +53,7 @@ class Harness:
         began, score = time.monotonic(), Score()
         series = RunSeries(self.stack, self.variant, self.seed, self.steps)
         targets = Targets(self.stack.home, self._engine_url(), self.seed)
+        watching = asyncio.create_task(targets.watch_file())
         following = asyncio.create_task(series.follow(lambda: score.kills.total() < self.kills))
         try:
             await self._strike(series, targets, score, following)
@@ -63,6 +66,7 @@ class Harness:
             score.problems.append(f"{type(error).__name__}: {error}")
         finally:
             following.cancel()
+            watching.cancel()
         judged = await self._judge(series.names)
         ledgers = await self._ledgers(series, judged, score)
         return self._summary(score, judged, ledgers, time.monotonic() - began)
@@ -77,14 +81,22 @@ class Harness:
             pid = await targets.back(blow.target)
             run = series.now
             at = f"{run.run} {run.state}, step {run.step}" if run else "before the first run"
-            if blow.freeze_s:
-                targets.freeze(pid, blow.freeze_s)
-                score.freezes[blow.target] += 1
-                self.say(f"froze {blow.target} ({pid}) for {blow.freeze_s:.1f} s at {at}")
-            else:
-                targets.kill(pid)
-                score.kills[blow.target] += 1
-                self.say(f"kill {score.kills.total()}: {blow.target} ({pid}) at {at}")
+            self.say(f"{self._hit(targets, pid, blow, score)} ({pid}) at {at}")
+
+    def _hit(self, targets: Targets, pid: int, blow: Blow, score: Score) -> str:
+        """Do it, count it, and say what was done."""
+        if blow.freeze_s:
+            targets.freeze(pid, blow.freeze_s)
+            score.freezes[blow.target] += 1
+            return f"froze {blow.target} for {blow.freeze_s:.1f} s"
+        score.kills[blow.target] += 1
+        said = f"kill {score.kills.total()}: {blow.target}"
+        if not blow.lost_s or self.stack.deployment.redis.fsync == "always":
+            targets.kill(pid)
+            return said
+        lost = targets.cut(pid, blow.lost_s)
+        score.losses.append(lost)
+        return f"{said}, which lost {lost} bytes of its last {blow.lost_s:.2f} s"
 
     async def _judge(self, names: list[str]) -> list[RunVerdict]:
         redis: Redis = await connect_checked(self.stack.redis_url, ALL_BACK_S)
@@ -125,6 +137,8 @@ class Harness:
             "kills_asked": self.kills,
             "kills_by_target": dict(sorted(score.kills.items())),
             "freezes_by_target": dict(sorted(score.freezes.items())),
+            "power_cuts": len(score.losses),
+            "bytes_cut": sum(score.losses),
             "groups_lost": sum(len(run.groups_lost) for run in judged),
             "groups_trained_twice": sum(len(run.groups_trained_twice) for run in judged),
             "balanced": all(run.balanced for run in judged),

@@ -15,6 +15,10 @@ FREEZE_SHARE = 0.12
 FREEZE_S = (1.0, 5.0)
 """A frozen service wakes up after this long: some sleep past their lease and find their work taken over."""
 
+LOSS_SHARE = 0.5
+LOST_S = (0.0, 1.0)
+"""Half of the deaths of Redis are those of its machine: what was not synced is gone."""
+
 
 @dataclass(frozen=True, slots=True)
 class Blow:
@@ -24,6 +28,8 @@ class Blow:
     target: str
     freeze_s: float = 0
     """0 kills (SIGKILL); more stops the process (SIGSTOP) for that many seconds."""
+    lost_s: float = 0
+    """A killed Redis loses what it wrote in these last seconds, if its file is synced every second only."""
     after_step: bool = False
     """Wait until the run has made a step: blows come in bursts, and between two bursts the run gets somewhere."""
 
@@ -39,5 +45,6 @@ def blows(seed: int, gap_s: tuple[float, float], only: Sequence[str] = ()) -> It
         target = draw.choice([target for target in targets if target not in recent])
         recent.append(target)
         frozen = draw.random() < FREEZE_SHARE
-        seconds = draw.uniform(*FREEZE_S)
-        yield Blow(draw.uniform(*gap_s), target, seconds if frozen else 0, first)
+        seconds, lost_s = draw.uniform(*FREEZE_S), draw.uniform(*LOST_S) if draw.random() < LOSS_SHARE else 0
+        lost_s = lost_s if target == "redis" and not frozen else 0
+        yield Blow(draw.uniform(*gap_s), target, seconds if frozen else 0, lost_s, first)

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import httpx
 
+from benchmarks.chaos.power_cut import AppendOnlyFile
 from deploy.process import birth, descendants
 from deploy.supervisor_state import SupervisorState, read_state
 
@@ -29,6 +30,7 @@ class Targets:
     def __init__(self, home: Path, engine_url: str, seed: int) -> None:
         self._home, self._engine_url = home, engine_url
         self._draw = random.Random(seed)
+        self._file = AppendOnlyFile(home / "redis")
         self._hit: set[tuple[int, str]] = set()
         self._thaws: set[asyncio.Task[None]] = set()
 
@@ -47,6 +49,15 @@ class Targets:
         self._hit.add((pid, birth(pid)))
         with contextlib.suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)
+
+    def cut(self, pid: int, lost_s: float) -> int:
+        """Kill Redis and take back its last seconds; the bytes that it lost."""
+        self._hit.add((pid, birth(pid)))
+        return self._file.cut(pid, lost_s)
+
+    async def watch_file(self) -> None:
+        """Watch the append-only file, until cancelled."""
+        await self._file.watch()
 
     def freeze(self, pid: int, seconds: float) -> None:
         """Stop a process, and let it go on later as if nothing had been."""

@@ -52,6 +52,9 @@ ENVIRONMENT = {
     "TOKENIZERS_PARALLELISM": "false",
     # The health check would otherwise generate a token, and fail for as long as weights are being updated.
     "SGLANG_ENABLE_HEALTH_ENDPOINT_GENERATION": "false",
+    # Where one of its processes dies, the server would write dumps for 65 seconds before it ends and is started again.
+    "SGLANG_PYSPY_DUMP_BEFORE_CRASH": "false",
+    "SGLANG_CUDA_COREDUMP_BEFORE_CRASH": "false",
 }
 
 
