@@ -168,13 +168,13 @@ async def test_an_engine_lost_in_the_middle_hangs_nobody_beyond_the_deadline(
 ) -> None:
     monkeypatch.setattr("services.trainer.rendezvous.STALL_S", 0.3)
     monkeypatch.setattr("services.trainer.broadcast_version.GRACE_S", 0.5)
-    publisher = publish_to(redis, update_s=1.0, enrol_s=1.0)
+    publisher = publish_to(redis, update_s=3.0, enrol_s=3.0)
     good, bad = ReceivingEngine(redis, RUN, "good"), ReceivingEngine(redis, RUN, "bad", behaviour)
     large = weights(0, rows=200_000)
     async with living(good, bad):
         started = time.monotonic()
         report = await publisher.publish(publisher.stage(0, 0, large))
-        assert time.monotonic() - started < 5
+        assert time.monotonic() - started < 12
         assert "bad" in report.failed
         assert "good" in report.done
     assert [event.event for _, event in await Stream[Event](redis, RUN, EVENTS).read()] == ["weights_failed"]
