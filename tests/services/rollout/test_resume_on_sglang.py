@@ -37,8 +37,8 @@ pytestmark = pytest.mark.slow
 
 RUN, KEYS = "r1", Keys("r1")
 LONG, CHUNK = 900, 64
-MANY = 12
-"""Attempts of which some are still growing after three chunks; each ends by chance, at any token."""
+FEW, MANY = 4, 12
+"""Attempts of which some still grow after two or three chunks; each ends by chance, at any token."""
 TEXT = "What is 12 + 30?"
 
 
@@ -189,10 +189,10 @@ async def test_a_worker_process_is_killed_and_another_continues_its_attempts(
     redis, redis_url, control, router, model, tmp_path
 ):
     await start_run(redis, model)
-    await Stream[Prompt](redis, RUN, PROMPTS).publish(prompt(MANY))
+    await Stream[Prompt](redis, RUN, PROMPTS).publish(prompt(FEW))
     first = start_worker(redis_url, router, tmp_path / "first.log")
     try:
-        await until(has_stored(redis, 3 * CHUNK), 90)
+        await until(has_stored(redis, 2 * CHUNK), 90)
         first.send_signal(signal.SIGKILL)
         first.wait()
         before = await stored(redis)
@@ -205,11 +205,11 @@ async def test_a_worker_process_is_killed_and_another_continues_its_attempts(
     finally:
         first.kill()
     rollouts = [rollout for _, rollout in await Stream[Rollout](redis, RUN, ROLLOUTS).read()]
-    assert [rollout.attempt for rollout in rollouts] == list(range(MANY))
+    assert [rollout.attempt for rollout in rollouts] == list(range(FEW))
     for rollout in rollouts:
         check(model, rollout)
         kept = len(before[rollout.attempt])
-        assert kept == len(rollout.token_ids) or kept >= 2 * CHUNK
+        assert kept == len(rollout.token_ids) or kept >= CHUNK
         assert rollout.token_ids.tolist()[: len(before[rollout.attempt])] == before[rollout.attempt]
     assert not await redis.exists(KEYS.partial(7), KEYS.partial_owner(7))
     resumed = json.loads(next(line for line in (tmp_path / "second.log").read_text().splitlines() if "resumed" in line))
@@ -222,7 +222,7 @@ async def start_run(redis, model):
         "name": RUN,
         "model": {"path": str(model)},
         "data": {"datasets": [{"name": "sums"}]},
-        "rollout": {"group_size": MANY, "partial_tokens": CHUNK, "sampling": sampling},
+        "rollout": {"group_size": FEW, "partial_tokens": CHUNK, "sampling": sampling},
         "trainer": {"steps": 1},
         "delivery": {"lease_s": 1},
     }
