@@ -110,10 +110,9 @@ async def follow_runs(place: Place, role: str, serve: Serve, kinds: tuple[str, .
             continue
         try:
             await _serve_one(place, role, serve, record)
-            await asyncio.sleep(POLL_S)  # a Redis that lost the end of the run gets it told once more
         except UNREACHABLE as error:  # the service joins the run again as soon as Redis is back
             place.log.warning("redis_unreachable", run=record.run, error=str(error))
-            await asyncio.sleep(POLL_S)
+        await asyncio.sleep(POLL_S)  # then again, if it has not ended: Redis may have lost its end
 
 
 async def _serve_one(place: Place, role: str, serve: Serve, record: RunRecord) -> None:
