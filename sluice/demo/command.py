@@ -31,7 +31,7 @@ MARK = ".sluice-demo"
 """A folder with this file in it was made by the demo, and the next demo may replace it."""
 MODEL_DEADLINE_S = 120.0
 COUNTS = RowCounts(demonstrations=28_000, prompts=8_000, held_out=400)
-WORKED_SHARE = 0.4
+WORKED_SHARE = 0.3
 
 
 @dataclass(slots=True)
