@@ -1,4 +1,4 @@
-"""What every loss takes and gives: log-probabilities of the trained tokens -> a scalar, and sums for the metrics."""
+"""What every loss takes and gives: predictions of the trained tokens -> a scalar, and sums for the metrics."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -9,18 +9,40 @@ Values = dict[str, torch.Tensor]
 
 
 @dataclass(frozen=True, slots=True)
+class Predictions:
+    """What the model that learns says of the trained tokens of a micro-batch; every tensor is [tokens] float32."""
+
+    logprobs: torch.Tensor
+    """With gradient. A critic has values instead, and these are empty."""
+    entropy: torch.Tensor | None = None
+    """In nats, of the whole distribution that the token was drawn from; with gradient; None unless it is asked for."""
+    values: torch.Tensor | None = None
+    """A critic's, of the state before the token; with gradient."""
+
+
+@dataclass(frozen=True, slots=True)
 class TrainedTokens:
     """Columns of the trained tokens of a micro-batch; every tensor is [tokens] and carries no gradient."""
 
-    old_logprobs: torch.Tensor
-    """Of the policy that sampled the token."""
+    behaviour_logprobs: torch.Tensor
+    """Of the policy that sampled the token, as the engine told them; each token under its own weight version."""
     advantages: torch.Tensor
     weights: torch.Tensor
-    """Share of each token in the step's loss: the denominators, taken over the whole step."""
-    versions: torch.Tensor
-    """int32: the weight version that sampled the token."""
-    attempt: torch.Tensor
-    """Which attempt of the step the token belongs to; an attempt is never spread over micro-batches."""
+    """Share of each token in the step's loss: the denominators, taken over the whole step and all ranks."""
+    staleness: torch.Tensor
+    """int32: weight versions between the one that sampled the token and the one that the step starts from."""
+    sample: torch.Tensor
+    """int64: which sample of the step the token belongs to; a sample is never spread over micro-batches."""
+    proximal_logprobs: torch.Tensor | None = None
+    """Of the policy that the step starts from, by the trainer; None: the predictions are that policy's."""
+    reference_logprobs: torch.Tensor | None = None
+    """Of the frozen reference model."""
+    correction: torch.Tensor | None = None
+    """Weight of the token where it is known before the step; None: the loss works it out."""
+    returns: torch.Tensor | None = None
+    """What a critic learns."""
+    old_values: torch.Tensor | None = None
+    """Of the critic that the step starts from."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,5 +56,5 @@ class TokenLoss:
     """Metrics whose largest value over micro-batches counts."""
 
 
-LossFunction = Callable[[torch.Tensor, TrainedTokens], TokenLoss]
-"""(log-probabilities of the trained tokens under the policy that learns, [tokens]; their columns) -> its loss."""
+LossFunction = Callable[[Predictions, TrainedTokens], TokenLoss]
+"""(predictions of the trained tokens by the model that learns; their columns) -> its loss."""
