@@ -178,7 +178,13 @@ def _rollout(deployment: Deployment, needs: tuple[str, ...]) -> Service:
 
 
 def _trainer(deployment: Deployment, needs: tuple[str, ...]) -> Service:
-    return _service("trainer", _module("services.trainer"), deployment, needs)
+    processes, module = deployment.trainer.processes, "services.trainer"
+    if processes == 1:
+        return _service("trainer", _module(module), deployment, needs)
+    # on several nodes torchrun is started by hand, with the same module
+    ranks = ("--standalone", "--nproc-per-node", str(processes), "--max-restarts", "0")
+    service = _service("trainer", _module("torch.distributed.run", *ranks, "-m", module), deployment, needs)
+    return replace(service, stop_grace_s=45)  # torchrun itself gives its processes thirty seconds
 
 
 def _engine(deployment: Deployment, needs: tuple[str, ...], index: int) -> Service:

@@ -91,6 +91,8 @@ class TrainerSettings(Settings):
 
     host: str = "127.0.0.1"
     """Address by which engines reach the trainer's rendezvous."""
+    processes: Annotated[int, Field(gt=0)] = 1
+    """Ranks that share the model on this node, one for each GPU; more than one are started by torchrun."""
 
 
 class HealthSettings(Settings):

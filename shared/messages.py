@@ -133,6 +133,8 @@ class StepIntent:
     weight_version: int
     """The version of the weights that the step starts from."""
     seed: int
+    lengths: list[list[int]] = field(default_factory=list[list[int]])
+    """Tokens of each attempt, by group in the order of `group_ids`: what ranks share the step by."""
     type: Literal["intent"] = "intent"
 
 

@@ -1,4 +1,4 @@
-"""What the loop needs of whatever holds the model: one optimizer step, the weights by name, its state, an export."""
+"""What the loop needs of whatever holds a model: predictions, optimizer steps, the weights by name, state, export."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -6,34 +6,41 @@ from typing import Protocol
 
 import torch
 
-from services.trainer.losses.token_loss import LossFunction
-from services.trainer.packing import MicroBatch
+from services.trainer.losses.token_loss import LossFunction, Predictions
+from services.trainer.packing import MicroBatch, PackedSequences
 
 State = dict[str, dict[str, torch.Tensor]]
-"""File name (without ending) -> tensors by name; everything that a step depends on."""
+"""Part (weights, optimizer, random) -> tensors by name; everything that a step depends on."""
 
 
 class Backend(Protocol):
-    """A model, its optimizer and its place; the loss is given to it, and it knows none by name."""
+    """A model, its optimizer and its place; the loss is given to it, and it knows none by name.
+
+    Where several ranks hold the model, every rank makes the same calls in the same order.
+    """
+
+    def predict(self, packed: list[PackedSequences]) -> list[Predictions]:
+        """What the model says now, without gradients, on the CPU; one for each pack."""
+        ...
 
     def train_step(
         self, micro_batches: list[MicroBatch], loss: LossFunction, learning_rate: float, seed: int
     ) -> dict[str, float]:
-        """One optimizer step over all micro-batches; metrics of the loss, `grad_norm` and `step_skipped`."""
+        """One optimizer step over all micro-batches of all ranks; metrics of the loss, `grad_norm`, `step_skipped`."""
         ...
 
     def named_tensors(self) -> Iterator[tuple[str, torch.Tensor]]:
-        """The weights under their Hugging Face names, on their device, tied ones once."""
+        """The whole weights under their Hugging Face names, on their device, tied ones once; the same on every rank."""
         ...
 
     def state(self) -> State:
-        """References to all state, to be written before the next step."""
+        """References to all state of this rank, to be copied before the next step."""
         ...
 
     def load_state(self, state: State) -> None:
-        """Take over the state of a checkpoint; RunRejected if a tensor is missing, left over or of another shape."""
+        """Take over a state; RunRejected if a tensor is missing, left over or of another shape."""
         ...
 
     def export(self, folder: Path) -> None:
-        """Write a Hugging Face folder: config, weights, tokenizer."""
+        """Rank 0 writes a Hugging Face folder: config, weights, tokenizer."""
         ...

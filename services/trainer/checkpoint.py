@@ -1,5 +1,6 @@
 """The trainer's state <-> numbered folders on disk: written aside, synced, renamed; verified when read.
 
+Every rank holds a Checkpoints of the same folder and makes the same calls; rank 0 alone names and removes folders.
 A checkpoint needs no state of a random generator to be exact: every step seeds its own from the recorded intent. The
 state is kept all the same, for plugins that draw numbers between steps.
 """
@@ -10,28 +11,43 @@ import os
 import shutil
 import time
 from collections.abc import Mapping
+from concurrent.futures import Future
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
-
 from services.trainer.backend import State
+from services.trainer.checkpoint_files import begin_writing, fill, read_whole
+from services.trainer.ranks import OneRank, Ranks
 from shared.logs import Log
 
 MANIFEST = "manifest.json"
-FORMAT = 1
+FORMAT = 2
+UNREADABLE = (OSError, ValueError, KeyError)
+"""What reading a missing or damaged checkpoint raises."""
 
 
 @dataclass(frozen=True, slots=True)
 class Checkpoint:
-    """The state after `step` optimizer steps."""
+    """The state after `step` optimizer steps, verified."""
 
     step: int
-    state: State
+    folder: Path
     about: dict[str, Any] = field(default_factory=dict[str, Any])
     """The rest of its manifest, such as `ledger`, `seed`, `schedule` and `time`."""
+
+    def state(self) -> State:
+        """All of it, unsharded, on the CPU."""
+        return read_whole(self.folder)
+
+
+@dataclass(frozen=True, slots=True)
+class Writing:
+    """A checkpoint on its way to the disk."""
+
+    step: int
+    about: Mapping[str, Any]
+    files: Future[Any]
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,34 +59,43 @@ class Checkpoints:
     """Which run they belong to; a later run of the same name has another owner."""
     keep: int
     log: Log
+    ranks: Ranks = field(default_factory=OneRank)
 
-    def save(self, step: int, state: State, about: Mapping[str, Any] | None = None) -> None:
-        """Write a checkpoint that is either whole or not there, then remove the oldest beyond `keep`.
+    def begin(self, step: int, state: State, about: Mapping[str, Any] | None = None) -> Writing:
+        """Copy the state and start to write it; the next step may change the state when this returns.
 
         `about` goes into the manifest: where the ledger stood, and what the state was made with.
         """
-        aside = self._clear(f".writing_{step:06d}")
-        aside.mkdir(parents=True)
-        files: dict[str, Any] = {}
-        for name, tensors in state.items():
-            path = aside / f"{name}.safetensors"
-            save_file({key: tensor.contiguous() for key, tensor in tensors.items()}, path)
-            files[path.name] = {"sha256": _sha256(path), "bytes": path.stat().st_size}
+        if self.ranks.rank == 0:
+            self._clear(self._aside_of(step)).mkdir(parents=True)
+        return Writing(step, about or {}, begin_writing(self.folder / self._aside_of(step), state, self.ranks))
+
+    def finish(self, writing: Writing) -> None:
+        """Wait for the files and make them a checkpoint, which is then whole; remove the oldest beyond `keep`."""
+        writing.files.result()
+        if self.ranks.rank:
+            return
+        aside = self.folder / self._aside_of(writing.step)
+        files = {path.name: {"sha256": _sha256(path), "bytes": path.stat().st_size} for path in sorted(aside.iterdir())}
         manifest = {
-            **(about or {}),
+            **writing.about,
             "format": FORMAT,
             "owner": self.owner,
-            "step": step,
+            "step": writing.step,
             "time": time.time(),
             "files": files,
         }
         (aside / MANIFEST).write_text(json.dumps(manifest, indent=1))
-        for path in (*aside.iterdir(), aside):
+        for path in (aside / MANIFEST, aside):
             _sync(path)
-        self._clear(self._name(step))
-        aside.rename(self.folder / self._name(step))
+        self._clear(self._name(writing.step))
+        aside.rename(self.folder / self._name(writing.step))
         _sync(self.folder)
         self.remove_old()
+
+    def save(self, step: int, state: State, about: Mapping[str, Any] | None = None) -> None:
+        """Write a checkpoint that is either whole or not there, and wait for it."""
+        self.finish(self.begin(step, state, about))
 
     def remove_old(self) -> None:
         """Keep the newest `keep`."""
@@ -84,6 +109,8 @@ class Checkpoints:
         ledger does not know of their steps any more, which will be trained again.
         """
         self._leave_to_other_runs()
+        for leftover in self.folder.glob(".writing_*"):
+            self._clear(leftover.name)
         for step in reversed(self.steps()):
             path = self.folder / self._name(step)
             if limit is not None and step > limit:
@@ -92,22 +119,29 @@ class Checkpoints:
                 continue
             try:
                 return self.read(step)
-            except (OSError, ValueError, KeyError, SafetensorError) as error:
+            except UNREADABLE as error:
                 renamed = self._aside(path, "damaged")
                 self.log.error("checkpoint_damaged", checkpoint=str(path), error=str(error), renamed=renamed)
         return None
 
     def read(self, step: int) -> Checkpoint:
-        """The checkpoint of a step; OSError, ValueError, KeyError or SafetensorError if it is not there or damaged."""
+        """The checkpoint of a step; OSError, ValueError or KeyError if it is not there or damaged."""
         path = self.folder / self._name(step)
         manifest = json.loads((path / MANIFEST).read_text())
         if manifest["format"] != FORMAT:
             raise ValueError(f"format {manifest['format']} is not {FORMAT}")
-        files = manifest.pop("files")
-        for name, file in files.items():
+        for name, file in manifest.pop("files").items():
             if _sha256(path / name) != file["sha256"]:
                 raise ValueError(f"{name} does not have the checksum that was written")
-        return Checkpoint(step, {name.removesuffix(".safetensors"): load_file(path / name) for name in files}, manifest)
+        return Checkpoint(step, path, manifest)
+
+    def fill(self, checkpoint: Checkpoint, state: State) -> None:
+        """Read it into these tensors, on every rank its own; RunRejected if it belongs to another model."""
+        fill(checkpoint.folder, state, self.ranks)
+
+    def at(self, step: int) -> Checkpoint:
+        """The checkpoint of a step that another rank has verified."""
+        return Checkpoint(step, self.folder / self._name(step))
 
     def steps(self) -> list[int]:
         """Steps with a checkpoint, oldest first."""
@@ -141,6 +175,10 @@ class Checkpoints:
     @staticmethod
     def _name(step: int) -> str:
         return f"step_{step:06d}"
+
+    @staticmethod
+    def _aside_of(step: int) -> str:
+        return f".writing_{step:06d}"
 
 
 def _owner(manifest: Path) -> str:

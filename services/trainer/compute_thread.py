@@ -18,7 +18,7 @@ class ComputeThread:
 
     def __init__(self, threads: int) -> None:
         """`threads`: CPU threads of each tensor operation."""
-        self._executor = ThreadPoolExecutor(1, "compute", _set_up, (threads,))
+        self._executor = ThreadPoolExecutor(1, "compute", set_up_threads, (threads,))
 
     async def run(self, function: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
         """RunRejected if the device's memory does not suffice."""
@@ -33,7 +33,7 @@ class ComputeThread:
         self._executor.shutdown(wait=False, cancel_futures=True)
 
 
-def _set_up(threads: int) -> None:
+def set_up_threads(threads: int) -> None:
     torch.set_num_threads(threads)
     # moments of weights that get no gradient for long become denormal numbers, which a CPU multiplies slowly
     torch.set_flush_denormal(True)

@@ -3,16 +3,16 @@
 import shutil
 from pathlib import Path
 
-from services.trainer.backend import Backend
+from services.trainer.learner import Learner
 
 
-def export_model(backend: Backend, folder: Path) -> None:
+def export_model(learner: Learner, folder: Path) -> None:
     """Write aside, then put the folder in its place; an older export there is replaced."""
     aside, old = folder.with_name(f".{folder.name}_writing"), folder.with_name(f".{folder.name}_old")
     for leftover in (aside, old):
         shutil.rmtree(leftover, ignore_errors=True)
     aside.mkdir(parents=True)
-    backend.export(aside)
+    learner.export(aside)
     if folder.exists():
         folder.rename(old)
     aside.rename(folder)

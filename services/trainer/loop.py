@@ -5,16 +5,16 @@ import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 
-from services.trainer.backend import Backend
-from services.trainer.checkpoint import Checkpoints
+from services.trainer.checkpoint_writer import CheckpointWriter
 from services.trainer.compute_thread import ComputeThread
+from services.trainer.learner import Learner
 from services.trainer.ledger_on_disk import LedgerOnDisk
 from services.trainer.publish_versions import Versions
 from services.trainer.retention import Retention
 from services.trainer.sample_buffer import SampleBuffer
+from services.trainer.share_step import Attempts, Share
 from services.trainer.step_ledger import StepLedger
 from services.trainer.take_up import Manifest
-from services.trainer.train_step import StepTrainer
 from shared.await_redis import AwaitRedis
 from shared.logs import Log
 from shared.messages import Rollout, StepIntent
@@ -44,11 +44,12 @@ class TrainingLoop:
     buffer: SampleBuffer
     ledger: StepLedger
     on_disk: LedgerOnDisk
-    fetch: Callable[[StepIntent], Awaitable[list[Rollout]]]
-    trainer: StepTrainer
+    share: Callable[[StepIntent], Share]
+    """What this rank trains of a step."""
+    fetch: Callable[[StepIntent, Attempts], Awaitable[list[Rollout]]]
+    learner: Learner
     versions: Versions
-    backend: Backend
-    checkpoints: Checkpoints
+    writer: CheckpointWriter
     manifest: Manifest
     retention: Retention
     compute: ComputeThread
@@ -83,6 +84,7 @@ class TrainingLoop:
             await self.versions.close(STOP_GRACE_S)
         if saved < done:
             await self._checkpoint(done)
+        await self.writer.settle()
         await self._let_go()
         await self.redis(self.retention.archive_rest)
         return done
@@ -92,7 +94,8 @@ class TrainingLoop:
         groups = await self.buffer.next_batch(step - 1, self._leave)
         if groups is None:
             return None
-        intent = StepIntent(step, [group.body.group_id for group in groups], step - 1, self.seed + step)
+        ids, lengths = [group.body.group_id for group in groups], [group.body.lengths for group in groups]
+        intent = StepIntent(step, ids, step - 1, self.seed + step, lengths)
         stale = self.buffer.count_stale(groups, step - 1)
         await self.redis(lambda: self.ledger.intend(intent, groups, stale))
         return intent
@@ -107,9 +110,10 @@ class TrainingLoop:
 
     async def _train(self, intent: StepIntent, begun: float) -> dict[str, float]:
         received = time.monotonic()
-        rollouts = await self.redis(lambda: self.fetch(intent))
+        share = self.share(intent)
+        rollouts = await self.redis(lambda: self.fetch(intent, share.attempts))
         fetched = time.monotonic()
-        metrics = await self.compute.run(self.trainer.train, rollouts, intent)
+        metrics = await self.compute.run(self.learner.train, rollouts, intent, share)
         trained = time.monotonic()
         seconds = {
             "seconds_wait": received - begun,
@@ -122,22 +126,20 @@ class TrainingLoop:
         return {k: v for k, v in {**metrics, **seconds, "tokens_per_second": rate}.items() if math.isfinite(v)}
 
     async def _checkpoint(self, step: int) -> int:
-        """Write the state once the ledger that it belongs to is on disk, then let go of what it covers."""
-        begun = time.monotonic()
+        """Copy the state once the ledger that it belongs to is on disk; it is written while the next steps train."""
         await self.redis(lambda: self.on_disk.wait(step))
         await self.redis(lambda: self.ledger.check(step))  # Redis may have come back without the step meanwhile
         position = await self.redis(self.ledger.position)
-        await self.compute.run(self.checkpoints.save, step, self.backend.state(), self.manifest.of(position))
-        await self._let_go()
-        self.log.info("checkpoint_saved", step=step, seconds=time.monotonic() - begun)
+        await self.writer.begin(step, self.learner, self.manifest.of(position), self._let_go)
         return step
 
     async def _let_go(self) -> None:
         """Remove what the newest checkpoints make superfluous; at the end of a run what a kill left to do of it."""
-        await self.compute.run(self.checkpoints.remove_old)
-        await self.redis(lambda: self.retention.forget(self.checkpoints.covered()))
+        covered = await self.writer.remove_old()
+        await self.redis(lambda: self.retention.forget(covered))
 
     async def _leave(self) -> bool:
         self.versions.check()
+        self.writer.check()
         await self.redis(lambda: self.ledger.check(self.progress.step))
         return await self.is_stopping()

@@ -1,6 +1,6 @@
-"""A step's attempts -> packed micro-batches under a token budget: no padding between them, no sequence cut."""
+"""A rank's samples -> packed micro-batches under a token budget: no padding between them, no sequence cut."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import torch
 
@@ -10,60 +10,85 @@ from services.trainer.training_batch import TrainingBatch
 
 
 @dataclass(frozen=True, slots=True)
-class MicroBatch:
-    """Whole attempts one after the other, longest first; `tokens` is the sum of their lengths."""
+class PackedSequences:
+    """Whole samples one after the other, longest first; `tokens` is the sum of their lengths."""
 
     token_ids: torch.Tensor
     """[tokens] int64."""
     position_ids: torch.Tensor
-    """[tokens] int64, counted from 0 in each attempt."""
+    """[tokens] int64, counted from 0 in each sample."""
     cu_seqlens: torch.Tensor
-    """[attempts + 1] int32: attempt i lies at cu_seqlens[i] .. cu_seqlens[i + 1]."""
+    """[samples + 1] int32: sample i lies at cu_seqlens[i] .. cu_seqlens[i + 1]."""
+    longest: int
+    """Tokens of the longest sample."""
     attention: tuple[Bucket, ...]
-    """How attention takes the attempts apart."""
+    """How attention takes the samples apart."""
     rows: torch.Tensor
     """[trained] int64: positions whose prediction, the next token, is trained."""
     targets: torch.Tensor
     """[trained] int64: the tokens to be predicted there."""
-    trained: TrainedTokens
-    """Columns of those tokens."""
+    predicted: torch.Tensor
+    """[trained] int64, on the CPU: where those tokens stand in the batch."""
 
-    def to(self, device: torch.device) -> "MicroBatch":
-        """The same micro-batch on another device."""
-        trained = self.trained
-        return MicroBatch(
-            token_ids=self.token_ids.to(device),
-            position_ids=self.position_ids.to(device),
-            cu_seqlens=self.cu_seqlens.to(device),
+    def to(self, device: torch.device) -> "PackedSequences":
+        """The same on another device."""
+        return PackedSequences(
+            token_ids=self.token_ids.to(device, non_blocking=True),
+            position_ids=self.position_ids.to(device, non_blocking=True),
+            cu_seqlens=self.cu_seqlens.to(device, non_blocking=True),
+            longest=self.longest,
             attention=tuple(bucket.to(device) for bucket in self.attention),
-            rows=self.rows.to(device),
-            targets=self.targets.to(device),
-            trained=TrainedTokens(
-                trained.old_logprobs.to(device),
-                trained.advantages.to(device),
-                trained.weights.to(device),
-                trained.versions.to(device),
-                trained.attempt.to(device),
-            ),
+            rows=self.rows.to(device, non_blocking=True),
+            targets=self.targets.to(device, non_blocking=True),
+            predicted=self.predicted,
         )
 
 
-def pack(batch: TrainingBatch, advantages: torch.Tensor, weights: torch.Tensor, max_tokens: int) -> list[MicroBatch]:
-    """Cut a step into micro-batches; attempts without a trained token are left out.
+@dataclass(frozen=True, slots=True)
+class MicroBatch:
+    """One forward and backward pass."""
+
+    packed: PackedSequences
+    trained: TrainedTokens
+    """Columns of its trained tokens, in the order of `packed.rows`."""
+
+    def to(self, device: torch.device) -> "MicroBatch":
+        """The same on another device."""
+        return MicroBatch(self.packed.to(device), select(self.trained, slice(None), device))
+
+
+def with_columns(packed: list[PackedSequences], columns: TrainedTokens) -> list[MicroBatch]:
+    """Give each pack the rows of its trained tokens from columns of [tokens] over the whole batch."""
+    return [MicroBatch(part, select(columns, part.predicted, part.token_ids.device)) for part in packed]
+
+
+def select(columns: TrainedTokens, rows: torch.Tensor | slice, device: torch.device) -> TrainedTokens:
+    """The same columns of these rows only."""
+    chosen = {field.name: getattr(columns, field.name) for field in fields(columns)}
+    return TrainedTokens(**{k: None if v is None else v[rows].to(device, non_blocking=True) for k, v in chosen.items()})
+
+
+def pack(batch: TrainingBatch, max_tokens: int, chosen: torch.Tensor | None = None) -> list[PackedSequences]:
+    """Cut a rank's samples into micro-batches; samples without a trained token are left out.
 
     Args:
-        advantages: [tokens] float32, in the order of the batch.
-        weights: [tokens] float32, shares of the step's loss.
-        max_tokens: budget of a micro-batch; an attempt that is longer goes alone.
+        max_tokens: budget of a micro-batch; a sample that is longer goes alone.
+        chosen: [samples] bool, to pack only these.
     """
-    counts = torch.bincount(batch.attempt, weights=batch.loss_mask.double(), minlength=len(batch.lengths))
-    wanted = torch.nonzero(counts > 0).flatten()
+    counts = torch.bincount(batch.sample, weights=batch.loss_mask.double(), minlength=len(batch.lengths))
+    trained = counts > 0
+    wanted = torch.nonzero(trained if chosen is None else trained & chosen).flatten()
     # neighbours of similar length make micro-batches that attention can take apart with little padding
     order = wanted[torch.argsort(batch.lengths[wanted], descending=True, stable=True)]
     sizes: list[int] = batch.lengths[order].tolist()
-    return [
-        _micro_batch(batch, advantages, weights, order[start:end]) for start, end in balanced_parts(sizes, max_tokens)
-    ]
+    return [_pack(batch, order[start:end]) for start, end in balanced_parts(sizes, max_tokens)]
+
+
+def idle_pack() -> PackedSequences:
+    """Two tokens, none of them trained: what a rank computes while others have more micro-batches than it."""
+    ids, nothing = torch.zeros(2, dtype=torch.int64), torch.zeros(0, dtype=torch.int64)
+    ends = torch.tensor([0, 2], dtype=torch.int32)
+    return PackedSequences(ids, torch.arange(2), ends, 2, plan_attention([2]), nothing, nothing, nothing)
 
 
 def balanced_parts(lengths: list[int], max_tokens: int) -> list[tuple[int, int]]:
@@ -92,29 +117,22 @@ def _greedy_parts(lengths: list[int], max_tokens: int) -> list[tuple[int, int]]:
     return [*parts, (start, len(lengths))]
 
 
-def _micro_batch(
-    batch: TrainingBatch, advantages: torch.Tensor, weights: torch.Tensor, attempts: torch.Tensor
-) -> MicroBatch:
-    lengths = batch.lengths[attempts]
+def _pack(batch: TrainingBatch, samples: torch.Tensor) -> PackedSequences:
+    lengths = batch.lengths[samples]
     ends = lengths.cumsum(0)
     position_ids = torch.arange(int(ends[-1])) - torch.repeat_interleave(ends - lengths, lengths)
-    first = (batch.lengths.cumsum(0) - batch.lengths)[attempts]
+    first = (batch.lengths.cumsum(0) - batch.lengths)[samples]
     source = torch.repeat_interleave(first, lengths) + position_ids
     # position i predicts token i + 1, and no first token is trained, so a trained token's predictor precedes it here
     rows = torch.nonzero(batch.loss_mask[source]).flatten() - 1
     predicted = source[rows + 1]
-    return MicroBatch(
+    return PackedSequences(
         token_ids=batch.token_ids[source],
         position_ids=position_ids,
         cu_seqlens=torch.cat([ends.new_zeros(1), ends]).int(),
+        longest=int(lengths.max()),
         attention=plan_attention(lengths.tolist()),
         rows=rows,
         targets=batch.token_ids[predicted],
-        trained=TrainedTokens(
-            old_logprobs=batch.old_logprobs[predicted],
-            advantages=advantages[predicted],
-            weights=weights[predicted],
-            versions=batch.versions[predicted],
-            attempt=batch.attempt[predicted],
-        ),
+        predicted=predicted,
     )

@@ -8,16 +8,15 @@ from typing import Any, Protocol
 
 from services.trainer.archive import archived_until, open_archive
 from services.trainer.archive_steps import StepArchive
-from services.trainer.backends.torch_backend import TorchBackend
 from services.trainer.branch import take_up_branch
-from services.trainer.checkpoint import Checkpoints
+from services.trainer.checkpoint_writer import CheckpointWriter
 from services.trainer.compute_thread import ComputeThread
 from services.trainer.evaluation_gate import EvaluationGate
 from services.trainer.fetch_payloads import fetch_step
 from services.trainer.ledger_on_disk import LedgerOnDisk
 from services.trainer.load_model import choose_device
 from services.trainer.loop import TrainingLoop
-from services.trainer.open_backend import open_backend, step_trainer
+from services.trainer.learner import Learner
 from services.trainer.publish_versions import CountedVersions, PublishedVersions, Publisher
 from services.trainer.recorded_run import note_run, owner_of
 from services.trainer.retention import Retention
@@ -25,6 +24,7 @@ from services.trainer.sample_buffer import BatchPolicy, SampleBuffer
 from services.trainer.select_groups import load_selection
 from services.trainer.step_ledger import StepLedger
 from services.trainer.take_up import manifest_of, take_up
+from services.trainer.team import Team
 from shared.await_redis import AwaitRedis
 from shared.messages import GroupReady
 from shared.run_settings import RunSettings
@@ -57,27 +57,29 @@ class PreparedRun:
     done: int
     """Steps that the newest checkpoint covers."""
     gate: EvaluationGate
-    backend: TorchBackend
+    learner: Learner
     folder: Path
     background: Sequence[Callable[[], Coroutine[Any, Any, None]]]
     """To be run beside the loop, until it ends."""
     close: Callable[[], Awaitable[None]]
 
 
-async def prepare_run(serving: Serving, compute: ComputeThread, open_publisher: OpenPublisher) -> PreparedRun:
+async def prepare_run(
+    serving: Serving, compute: ComputeThread, open_publisher: OpenPublisher, team: Team
+) -> PreparedRun:
     """Build a run and take up its newest checkpoint; RunRejected if its model or checkpoint cannot be used."""
     settings, redis, log = serving.record.settings, serving.redis, serving.place.log
     keys, ledger, await_redis = Keys(serving.run), StepLedger(redis, serving.run), serving.await_redis()
     policy, folder = _policy(settings), run_folder(serving.place.deployment, serving.run)
     note_run(folder, serving.record)
-    checkpoints = Checkpoints(folder / "checkpoints", owner_of(serving.record), settings.trainer.keep_checkpoints, log)
+    checkpoints = team.checkpoints(folder / "checkpoints", owner_of(serving.record), settings, log)
     await take_up_branch(serving, checkpoints)
     device = choose_device(settings.engine.device)
-    backend = await compute.run(open_backend, settings, device)
+    learner = await compute.run(team.open, serving.record, device)
     await await_redis(ledger.take_over)
     position, manifest = await await_redis(ledger.position), manifest_of(settings)
     open_archive(folder, owner_of(serving.record))
-    done = await compute.run(take_up, backend, checkpoints, position, partial(archived_until, folder), manifest, log)
+    done = await compute.run(take_up, learner, checkpoints, position, partial(archived_until, folder), manifest, log)
     log.info("model_ready", run=serving.run, device=str(device), dtype=settings.model.dtype, step=done)
 
     buffer = SampleBuffer(_groups(serving), keys, policy, await_redis)
@@ -85,7 +87,8 @@ async def prepare_run(serving: Serving, compute: ComputeThread, open_publisher: 
     is_stopping = partial(_is_stopping, Runs(redis), serving.run, await_redis)
     gate = EvaluationGate(redis, settings, is_stopping, await_redis, log)
     publisher = open_publisher(serving) if settings.kind == "rl" else None
-    versions = await _versions(Ledger(redis, keys), publisher, backend, compute, gate, await_redis)
+    versions = await _versions(Ledger(redis, keys), publisher, learner, compute, gate, await_redis)
+    writer = CheckpointWriter(checkpoints, compute, log)
     archive = StepArchive(redis, keys, ledger, folder) if settings.trainer.archive else None
     loop = TrainingLoop(
         steps=settings.trainer.steps,
@@ -95,10 +98,10 @@ async def prepare_run(serving: Serving, compute: ComputeThread, open_publisher: 
         ledger=ledger,
         on_disk=LedgerOnDisk(redis, keys, log),
         fetch=partial(fetch_step, redis, keys, folder),
-        trainer=step_trainer(settings, backend),
+        share=partial(team.share, settings),
+        learner=learner,
         versions=versions,
-        backend=backend,
-        checkpoints=checkpoints,
+        writer=writer,
         manifest=manifest,
         retention=Retention(redis, keys, ledger, archive),
         compute=compute,
@@ -107,7 +110,7 @@ async def prepare_run(serving: Serving, compute: ComputeThread, open_publisher: 
         log=log,
     )
     background = [buffer.keep_leases, *([publisher.serve_joiners] if publisher else [])]
-    return PreparedRun(loop, done, gate, backend, folder, background, partial(_close, versions, publisher))
+    return PreparedRun(loop, done, gate, learner, folder, background, partial(_close, versions, publisher, writer))
 
 
 def _policy(settings: RunSettings) -> BatchPolicy:
@@ -128,7 +131,7 @@ def _groups(serving: Serving) -> Stream[GroupReady]:
 async def _versions(
     ledger: Ledger,
     publisher: Publisher | None,
-    backend: TorchBackend,
+    learner: Learner,
     compute: ComputeThread,
     gate: EvaluationGate,
     redis: AwaitRedis,
@@ -136,7 +139,7 @@ async def _versions(
     told = await redis(partial(_newest_version, ledger))
     if publisher is None:
         return CountedVersions(ledger, redis)
-    return PublishedVersions(publisher, backend, compute, gate, told)
+    return PublishedVersions(publisher, learner, compute, gate, told)
 
 
 async def _newest_version(ledger: Ledger) -> int:
@@ -157,7 +160,10 @@ async def _is_stopping(runs: Runs, run: str, redis: AwaitRedis) -> bool:
     return record is not None and record.state == "stopping"
 
 
-async def _close(versions: PublishedVersions | CountedVersions, publisher: WeightService | None) -> None:
+async def _close(
+    versions: PublishedVersions | CountedVersions, publisher: WeightService | None, writer: CheckpointWriter
+) -> None:
     await versions.close()
+    await writer.close()
     if publisher is not None:
         await publisher.close()

@@ -6,9 +6,9 @@ from typing import Any, Protocol
 
 import torch
 
-from services.trainer.backend import Backend
 from services.trainer.compute_thread import ComputeThread
 from services.trainer.evaluation_gate import EvaluationGate
+from services.trainer.learner import Learner
 from shared.await_redis import AwaitRedis
 from shared.scripts import Ledger
 from shared.tasks import end
@@ -46,12 +46,12 @@ class PublishedVersions:
     """Versions for engines: one publication in flight, the next one waits for it."""
 
     def __init__(
-        self, publisher: Publisher, backend: Backend, compute: ComputeThread, gate: EvaluationGate, first: int
+        self, publisher: Publisher, learner: Learner, compute: ComputeThread, gate: EvaluationGate, first: int
     ) -> None:
         """`first`: the version that engines were told of last; older ones, trained again, are not for them."""
-        self._publisher, self._backend, self._compute, self._gate, self._first = (
+        self._publisher, self._learner, self._compute, self._gate, self._first = (
             publisher,
-            backend,
+            learner,
             compute,
             gate,
             first,
@@ -83,7 +83,7 @@ class PublishedVersions:
             await end(self._in_flight)
 
     def _stage(self, version: int) -> Any:
-        return self._publisher.stage(version, version, self._backend.named_tensors())
+        return self._publisher.stage(version, version, self._learner.named_tensors())
 
     async def _publish(self, version: int, staged: Any) -> None:
         await self._gate.wait(version - 1)

@@ -6,13 +6,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from redis.asyncio import Redis
-from safetensors import SafetensorError
 
-from services.trainer.backends.torch_backend import TorchBackend
-from services.trainer.checkpoint import Checkpoint, Checkpoints
+from services.trainer.checkpoint import UNREADABLE, Checkpoint, Checkpoints
 from services.trainer.compute_thread import ComputeThread
 from services.trainer.load_model import choose_device
-from services.trainer.open_backend import open_backend, step_trainer
+from services.trainer.learner import Learner
+from services.trainer.open_learner import open_learner
 from services.trainer.recorded_run import RecordedRun, find_run
 from services.trainer.recorded_steps import RecordedSteps
 from shared.errors import RunRejected
@@ -25,7 +24,7 @@ class Reached:
     """A model in the state after `step` steps."""
 
     step: int
-    backend: TorchBackend
+    learner: Learner
     begin: str
     """Where it came from before steps were trained again, in words."""
 
@@ -76,12 +75,12 @@ async def reach(recordings: Recordings, run: RecordedRun, step: int) -> Reached:
     steps = await recordings.steps(run)
     async with computing(run.settings) as compute:
         reached = await _begin(recordings, run, step, compute)
-        trainer = step_trainer(run.settings, reached.backend)
+        trainer = step_trainer(run.settings, reached.learner)
         for number in range(reached.step + 1, step + 1):
             recorded = await steps.read(number)
             await compute.run(trainer.train, recorded.rollouts, recorded.intent)
             recordings.log.info("step_trained_again", run=run.run, step=number, until=step)
-    return Reached(step, reached.backend, reached.begin)
+    return Reached(step, reached.learner, reached.begin)
 
 
 async def _begin(recordings: Recordings, run: RecordedRun, step: int, compute: ComputeThread) -> Reached:
@@ -91,19 +90,19 @@ async def _begin(recordings: Recordings, run: RecordedRun, step: int, compute: C
     theirs = None
     if checkpoint is None and branch is not None:
         theirs = await reach(recordings, await recordings.find(branch.run), branch.step)
-    backend = await compute.run(open_backend, run.settings, device)
+    learner = await compute.run(open_learner, run.settings, device)
     if checkpoint is not None:
-        await compute.run(backend.load_state, checkpoint.state)
-        return Reached(checkpoint.step, backend, f"checkpoint of run {run.run} at step {checkpoint.step}")
+        await compute.run(learner.load_state, checkpoint.state())
+        return Reached(checkpoint.step, learner, f"checkpoint of run {run.run} at step {checkpoint.step}")
     if theirs is not None:
-        await compute.run(_go_on, backend, run, theirs)
-        return Reached(theirs.step, backend, theirs.begin)
-    return Reached(0, backend, f"initial model of run {run.run}")
+        await compute.run(_go_on, learner, run, theirs)
+        return Reached(theirs.step, learner, theirs.begin)
+    return Reached(0, learner, f"initial model of run {run.run}")
 
 
-def _go_on(backend: TorchBackend, run: RecordedRun, theirs: Reached) -> None:
+def _go_on(learner: Learner, run: RecordedRun, theirs: Reached) -> None:
     try:
-        backend.load_state(theirs.backend.state())
+        learner.load_state(theirs.learner.state())
     except RunRejected as error:
         why = str(error).partition(";")[0]
         raise RunRejected(
@@ -125,6 +124,6 @@ def newest_until(checkpoints: Checkpoints, step: int, log: Log) -> Checkpoint | 
     for found in reversed([one for one in checkpoints.steps() if one <= step]):
         try:
             return read_own(checkpoints, found)
-        except (OSError, ValueError, KeyError, SafetensorError) as error:
+        except UNREADABLE as error:
             log.warning("checkpoint_unusable", folder=str(checkpoints.folder), step=found, error=str(error))
     return None

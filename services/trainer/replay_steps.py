@@ -4,10 +4,8 @@ from collections.abc import AsyncGenerator
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from safetensors import SafetensorError
 
-from services.trainer.backends.torch_backend import TorchBackend
-from services.trainer.checkpoint import Checkpoint
+from services.trainer.checkpoint import UNREADABLE, Checkpoint
 from services.trainer.compare_replay import (
     Pair,
     WeightCheck,
@@ -18,7 +16,8 @@ from services.trainer.compare_replay import (
 )
 from services.trainer.compute_thread import ComputeThread
 from services.trainer.load_model import choose_device
-from services.trainer.open_backend import open_backend, step_trainer
+from services.trainer.learner import Learner
+from services.trainer.open_learner import open_learner
 from services.trainer.reach_step import Reached, Recordings, computing, reach, read_own
 from services.trainer.recorded_run import RecordedRun
 from services.trainer.recorded_steps import RecordedSteps
@@ -81,8 +80,8 @@ async def replay(
     before = await reach(recordings, run, first - 1)
     recordings.log.info("replay_begins", run=run.run, state=before.begin, first=first, last=until)
     async with computing(settings) as compute:
-        backend = await _changed(before, run.settings, settings, compute)
-        trainer = step_trainer(settings, backend)
+        learner = await _changed(before, run.settings, settings, compute)
+        trainer = step_trainer(settings, learner)
         for step in range(first, until + 1):
             recorded = await steps.read(step)
             metrics = await compute.run(trainer.train, recorded.rollouts, recorded.intent)
@@ -93,7 +92,7 @@ async def replay(
                 {name: differing.get(name, (value, value)) for name, value in metrics.items()},
                 list(differing),
                 not_compared(recorded.metrics, metrics),
-                await compute.run(_check_weights, recordings, run, steps, step, backend),
+                await compute.run(_check_weights, recordings, run, steps, step, learner),
             )
 
 
@@ -108,24 +107,24 @@ def _check_range(run: RecordedRun, first: int, last: int, settings: RunSettings,
 
 async def _changed(
     before: Reached, recorded: RunSettings, settings: RunSettings, compute: ComputeThread
-) -> TorchBackend:
+) -> Learner:
     """The same state under the changed settings of the optimizer."""
     if settings == recorded:
-        return before.backend
-    backend = await compute.run(open_backend, settings, choose_device(settings.engine.device))
-    await compute.run(backend.load_state, before.backend.state())
+        return before.learner
+    learner = await compute.run(open_learner, settings, choose_device(settings.engine.device))
+    await compute.run(learner.load_state, before.learner.state())
     return backend
 
 
 def _check_weights(
-    recordings: Recordings, run: RecordedRun, steps: RecordedSteps, step: int, backend: TorchBackend
+    recordings: Recordings, run: RecordedRun, steps: RecordedSteps, step: int, learner: Learner
 ) -> list[WeightCheck]:
     checks: list[WeightCheck] = []
     checkpoint = _checkpoint(recordings, run, step)
     if checkpoint is not None:
-        checks.append(against_checkpoint(checkpoint.state, backend.state()))
+        checks.append(against_checkpoint(checkpoint.state(), learner.state()))
     if step in steps.announced:
-        checks.append(against_version(steps.announced[step], dict(backend.named_tensors())))
+        checks.append(against_version(steps.announced[step], dict(learner.named_tensors())))
     return checks
 
 
@@ -137,5 +136,5 @@ def _checkpoint(recordings: Recordings, run: RecordedRun, step: int) -> Checkpoi
         return read_own(checkpoints, step)
     except FileNotFoundError:
         return None  # the trainer of a live run removed it since
-    except (OSError, ValueError, KeyError, SafetensorError) as error:
+    except UNREADABLE as error:
         raise RunRejected(f"the checkpoint of run {run.run} at step {step} is unusable: {error}") from error

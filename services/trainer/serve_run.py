@@ -7,6 +7,7 @@ from services.trainer.compute_thread import ComputeThread
 from services.trainer.export_model import export_model
 from services.trainer.prepare_run import OpenPublisher, PreparedRun, prepare_run
 from services.trainer.publish_weights import Deadlines, WeightPublisher
+from services.trainer.team import Team
 from services.trainer.tell import tell
 from shared.errors import LedgerBehind
 from shared.runs import Runs, State
@@ -14,22 +15,23 @@ from shared.service import Serving
 from shared.tasks import end
 
 
-async def serve(serving: Serving) -> None:
+async def serve(serving: Serving, team: Team) -> None:
     """Train a run until it is finished or stopped."""
-    await train_run(serving, _open_publisher)
+    await train_run(serving, _open_publisher, team)
 
 
-async def train_run(serving: Serving, open_publisher: OpenPublisher) -> None:
+async def train_run(serving: Serving, open_publisher: OpenPublisher, team: Team | None = None) -> None:
     """The same with any publisher of weights.
 
     Where Redis lost its last writes, the trainer goes back to the newest checkpoint that Redis covers, and on from
     there: what Redis has recorded is trained again, in the same order.
     """
+    team = team or Team()
     compute = ComputeThread(serving.record.settings.trainer.threads)
     lost: int | None = None
     try:
         while True:
-            lost = await _train_until_behind(serving, compute, open_publisher, lost)
+            lost = await _train_until_behind(serving, compute, open_publisher, team, lost)
             if lost is None:
                 return
             gc.collect()  # the state that is of no use any more, before another one is loaded beside it
@@ -38,7 +40,7 @@ async def train_run(serving: Serving, open_publisher: OpenPublisher) -> None:
 
 
 async def _train_until_behind(
-    serving: Serving, compute: ComputeThread, open_publisher: OpenPublisher, lost: int | None
+    serving: Serving, compute: ComputeThread, open_publisher: OpenPublisher, team: Team, lost: int | None
 ) -> int | None:
     """Train a run to its end.
 
@@ -48,7 +50,7 @@ async def _train_until_behind(
     Returns:
         The step that was reached when Redis turned out to be behind it; None at the end of the run.
     """
-    prepared = await prepare_run(serving, compute, open_publisher)
+    prepared = await prepare_run(serving, compute, open_publisher, team)
     serving.ready()
     if lost is not None:
         detail = {"from": lost, "to": prepared.done}
@@ -77,7 +79,7 @@ async def _train_and_end(serving: Serving, prepared: PreparedRun) -> None:
     loop, steps, runs = prepared.loop, serving.record.settings.trainer.steps, Runs(serving.redis)
     done = await loop.run(prepared.done)
     await prepared.gate.wait(done)
-    await loop.compute.run(export_model, prepared.backend, prepared.folder / "export")
+    await loop.compute.run(export_model, prepared.learner, prepared.folder / "export")
     await loop.redis(lambda: loop.ledger.check(done))
     state: State = "finished" if done == steps else "stopped"
     await loop.redis(lambda: runs.move(serving.run, ("starting", "running", "stopping"), state))

@@ -6,8 +6,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from services.trainer.backend import Backend
 from services.trainer.checkpoint import Checkpoints
+from services.trainer.learner import Learner
 from services.trainer.step_ledger import Position
 from shared.errors import RunRejected
 from shared.logs import Log
@@ -40,15 +40,15 @@ def manifest_of(settings: RunSettings) -> Manifest:
 
 
 def take_up(
-    backend: Backend, checkpoints: Checkpoints, position: Position, archived: Archived, manifest: Manifest, log: Log
+    learner: Learner, checkpoints: Checkpoints, position: Position, archived: Archived, manifest: Manifest, log: Log
 ) -> int:
-    """Load the newest checkpoint that the ledger covers into a new backend; without one the initial model stays.
+    """Load the newest checkpoint that the ledger covers into new models; without one the initial model stays.
 
     Args:
         archived: how far the archive can stand in for groups that have left Redis.
 
     Returns:
-        The step that the backend's state belongs to.
+        The step that their state belongs to.
 
     Raises:
         RunRejected: between that state and the ledger are steps whose groups are gone.
@@ -65,5 +65,7 @@ def take_up(
         return 0
     if checkpoint.about.get("schedule", manifest.schedule) != manifest.schedule:
         log.warning("checkpoint_of_other_settings", checkpoint=str(checkpoints.folder), step=begin)
-    backend.load_state(checkpoint.state)
+    state = learner.state()
+    checkpoints.fill(checkpoint, state)
+    learner.load_state(state)
     return begin

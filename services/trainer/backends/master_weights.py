@@ -5,13 +5,16 @@ from torch import nn
 
 
 class MasterWeights:
-    """Float32 weights and gradients by parameter name; for a float32 model they are the parameters themselves."""
+    """Float32 weights and gradients by parameter name; parameters of a float32 model on its device are their own."""
 
-    def __init__(self, model: nn.Module, dtype: torch.dtype) -> None:
+    def __init__(self, model: nn.Module, dtype: torch.dtype, offload: bool = False) -> None:
+        """`offload` keeps the copies, and so the optimizer, in the host's memory."""
         self.named: dict[str, nn.Parameter] = {}
         self._low: list[tuple[nn.Parameter, nn.Parameter]] = []
+        self._offload = offload
         for name, parameter in model.named_parameters():
-            self.named[name] = parameter if dtype == torch.float32 else self._lower(parameter, dtype)
+            own = dtype == torch.float32 and not offload
+            self.named[name] = parameter if own else self._copy(parameter, dtype)
 
     def zero_grad(self) -> None:
         for master in self.named.values():
@@ -21,17 +24,21 @@ class MasterWeights:
     def round_to_model(self) -> None:
         """Copy the moved float32 weights into the model."""
         for parameter, master in self._low:
-            parameter.copy_(master)
+            parameter.copy_(master, non_blocking=True)
 
-    def _lower(self, parameter: nn.Parameter, dtype: torch.dtype) -> nn.Parameter:
-        master = nn.Parameter(parameter.detach().clone())
+    def _copy(self, parameter: nn.Parameter, dtype: torch.dtype) -> nn.Parameter:
+        value = parameter.detach().cpu() if self._offload else parameter.detach().clone()
+        pinned = value.pin_memory() if self._offload and torch.cuda.is_available() else value
+        master = nn.Parameter(pinned, requires_grad=parameter.requires_grad)
         parameter.data = parameter.data.to(dtype)
         self._low.append((parameter, master))
+        if not parameter.requires_grad:
+            return master
 
         def collect(low: torch.Tensor) -> None:
             # gradients of many micro-batches are added up in float32; bfloat16 would lose the small ones
             assert low.grad is not None
-            gradient = low.grad.float()
+            gradient = low.grad.to(master.device, torch.float32)
             master.grad = gradient if master.grad is None else master.grad.add_(gradient)
             low.grad = None
 

@@ -1,4 +1,4 @@
-"""A Hugging Face causal LM on one device: packed micro-batches -> AdamW steps, named weights, state, export."""
+"""A Hugging Face model on one device or sharded over ranks: packed micro-batches -> AdamW steps, weights, state, export."""
 
 import math
 import shutil
@@ -8,14 +8,16 @@ from pathlib import Path
 
 import torch
 from torch import nn
+from transformers import PreTrainedModel
 from transformers.core_model_loading import revert_weight_conversion
 
 from services.trainer.backend import State
 from services.trainer.backends.master_weights import MasterWeights
+from services.trainer.backends.shard_model import shard_model, whole
 from services.trainer.losses.loss_totals import LossTotals
-from services.trainer.losses.token_loss import LossFunction
-from services.trainer.packing import MicroBatch
-from services.trainer.policy_model import PolicyModel
+from services.trainer.losses.token_loss import LossFunction, Predictions
+from services.trainer.packing import MicroBatch, PackedSequences
+from services.trainer.ranks import OneRank, Ranks
 from shared.errors import RunRejected
 
 MOMENTS = ("exp_avg", "exp_avg_sq", "step")
@@ -30,24 +32,38 @@ class AdamW:
     epsilon: float
     weight_decay: float
     max_grad_norm: float
+    offload: bool = False
+    """Keep moments and float32 weights in the host's memory."""
+
+
+class ScoringModel(nn.Module):
+    """What the backend trains: `forward(packed)` gives the fields of Predictions as a tuple."""
+
+    core: PreTrainedModel
+    """The part that has Hugging Face names."""
 
 
 class TorchBackend:
-    """One process, one device. The same batches and seeds give the same bits on a CPU."""
+    """One device a rank. The same batches and seeds on as many ranks give the same bits on a CPU."""
 
-    def __init__(self, model: PolicyModel, dtype: torch.dtype, adamw: AdamW, source: Path) -> None:
+    def __init__(
+        self, model: ScoringModel, dtype: torch.dtype, adamw: AdamW, source: Path, ranks: Ranks | None = None
+    ) -> None:
         """`model` is float32, on its device; `source` is the folder that it came from."""
         self._model = model.eval()  # no dropout: the engine samples without
-        self._masters = MasterWeights(model.causal_lm, dtype)
-        self._max_grad_norm, self._source = adamw.max_grad_norm, source
-        masters = list(self._masters.named.values())
-        decay, plain = [p for p in masters if p.ndim >= 2], [p for p in masters if p.ndim < 2]
-        self._optimizer = torch.optim.AdamW(
-            [{"params": decay, "weight_decay": adamw.weight_decay}, {"params": plain, "weight_decay": 0.0}],
-            betas=adamw.betas,
-            eps=adamw.epsilon,
-            fused=True,
-        )
+        self._ranks, self._dtype, self._source = ranks or OneRank(), dtype, source
+        self._max_grad_norm, self._device = adamw.max_grad_norm, model.core.device
+        if self._ranks.size > 1:
+            shard_model(model, model.core, self._ranks.size, dtype, adamw.offload)
+            self._masters = MasterWeights(model, torch.float32)
+        else:
+            self._masters = MasterWeights(model, dtype, adamw.offload)
+        self._optimizer = _optimizer(list(self._masters.named.values()), adamw)
+
+    def predict(self, packed: list[PackedSequences]) -> list[Predictions]:
+        """See Backend."""
+        with torch.no_grad():
+            return [_on_cpu(self._predict(part)) for part in packed]
 
     def train_step(
         self, micro_batches: list[MicroBatch], loss: LossFunction, learning_rate: float, seed: int
@@ -55,54 +71,52 @@ class TorchBackend:
         """See Backend. A gradient that is not finite skips the step: the weights stay as they are."""
         torch.manual_seed(seed)
         self._masters.zero_grad()
-        totals, device = LossTotals(), self._model.causal_lm.device
+        totals = LossTotals()
         for micro_batch in micro_batches:
-            on_device = micro_batch.to(device)
-            part = loss(self._model(on_device), on_device.trained)
+            on_device = micro_batch.to(self._device)
+            part = loss(self._predict(on_device.packed), on_device.trained)
             part.loss.backward()
-            totals.add(part, len(micro_batch.rows))
-        norm = float(nn.utils.clip_grad_norm_(self._masters.named.values(), self._max_grad_norm))
+            totals.add(part, len(on_device.packed.rows))
+        norm = float(whole(nn.utils.clip_grad_norm_(self._masters.named.values(), self._max_grad_norm)))
         if math.isfinite(norm):
             self._move(learning_rate)
         self._masters.zero_grad()
-        return {**totals.metrics(), "grad_norm": norm, "step_skipped": float(not math.isfinite(norm))}
+        return {**totals.metrics(self._ranks), "grad_norm": norm, "step_skipped": float(not math.isfinite(norm))}
 
     def named_tensors(self) -> Iterator[tuple[str, torch.Tensor]]:
         """See Backend."""
-        named = revert_weight_conversion(self._model.causal_lm, self._weights())
-        yield from named.items()
+        weights = {name: whole(tensor).to(self._dtype) for name, tensor in _core_weights(self._model.core).items()}
+        yield from revert_weight_conversion(self._model.core, weights).items()
 
     def state(self) -> State:
         """See Backend."""
         optimizer: dict[str, torch.Tensor] = {}
         for name, master in self._masters.named.items():
-            moments: dict[str, torch.Tensor] = self._optimizer.state.get(master, {})
-            optimizer |= {f"{moment}/{name}": value for moment, value in moments.items()}
-            if master is not self._model.causal_lm.get_parameter(name):
+            optimizer |= {f"{moment}/{name}": self._optimizer.state[master][moment] for moment in MOMENTS}
+            if master is not self._model.get_parameter(name):
                 optimizer[f"master/{name}"] = master.detach()
         return {"weights": self._weights(), "optimizer": optimizer, "random": {"cpu": torch.get_rng_state()}}
 
     def load_state(self, state: State) -> None:
         """See Backend."""
-        _copy_all(self._weights(), state["weights"])
-        optimizer = state["optimizer"]
-        for name, master in self._masters.named.items():
-            if f"master/{name}" in optimizer:
-                _copy_all({name: master.detach()}, {name: optimizer.pop(f"master/{name}")})
-            moments = {moment: optimizer.pop(f"{moment}/{name}", None) for moment in MOMENTS}
-            if moments["step"] is not None:
-                self._optimizer.state[master] = {
-                    moment: value.to(master.device) for moment, value in moments.items() if value is not None
-                }
-        _copy_all({}, optimizer)
+        own = self.state()
+        _copy_all(own["weights"], state["weights"])
+        _copy_all(own["optimizer"], state["optimizer"])
         torch.set_rng_state(state["random"]["cpu"])
 
     def export(self, folder: Path) -> None:
         """See Backend."""
-        self._model.causal_lm.save_pretrained(folder)
+        core = self._model.core
+        weights = {name: whole(tensor).to("cpu", self._dtype) for name, tensor in _core_weights(core).items()}
+        if self._ranks.rank:
+            return
+        core.save_pretrained(folder, state_dict=weights)
         for pattern in TOKENIZER_FILES:
             for file in self._source.glob(pattern):
                 shutil.copy2(file, folder / file.name)
+
+    def _predict(self, packed: PackedSequences) -> Predictions:
+        return Predictions(*self._model(packed.to(self._device)))
 
     def _move(self, learning_rate: float) -> None:
         for group in self._optimizer.param_groups:
@@ -111,11 +125,35 @@ class TorchBackend:
         self._masters.round_to_model()
 
     def _weights(self) -> dict[str, torch.Tensor]:
-        """Parameters and kept buffers, tied ones once."""
-        model, kept = self._model.causal_lm, self._model.causal_lm.state_dict()
-        named = {name: parameter.detach() for name, parameter in model.named_parameters()}
-        buffers = {name: buffer for name, buffer in model.named_buffers() if name in kept}
-        return {**named, **buffers}
+        return _core_weights(self._model)
+
+
+def _optimizer(masters: list[nn.Parameter], adamw: AdamW) -> torch.optim.AdamW:
+    trained = [p for p in masters if p.requires_grad]
+    decay, plain = [p for p in trained if p.ndim >= 2], [p for p in trained if p.ndim < 2]
+    optimizer = torch.optim.AdamW(
+        [{"params": decay, "weight_decay": adamw.weight_decay}, {"params": plain, "weight_decay": 0.0}],
+        betas=adamw.betas,
+        eps=adamw.epsilon,
+        fused=True,
+    )
+    for master in masters:
+        # the state that the first step would make, made at once: a checkpoint has the same tensors at every step
+        step = torch.zeros((), dtype=torch.float32, device=master.device)
+        optimizer.state[master] = {"step": step, **{m: torch.zeros_like(master.detach()) for m in MOMENTS[:2]}}
+    return optimizer
+
+
+def _core_weights(model: nn.Module) -> dict[str, torch.Tensor]:
+    """Parameters and kept buffers, tied ones once."""
+    kept = model.state_dict()
+    named = {name: parameter.detach() for name, parameter in model.named_parameters()}
+    return {**named, **{name: buffer for name, buffer in model.named_buffers() if name in kept}}
+
+
+def _on_cpu(predictions: Predictions) -> Predictions:
+    columns = (predictions.logprobs, predictions.entropy, predictions.values)
+    return Predictions(*(None if column is None else column.cpu() for column in columns))  # type: ignore[arg-type]
 
 
 @torch.no_grad()

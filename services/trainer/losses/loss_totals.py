@@ -3,6 +3,7 @@
 import torch
 
 from services.trainer.losses.token_loss import TokenLoss, Values
+from services.trainer.ranks import Ranks
 
 
 class LossTotals:
@@ -21,7 +22,13 @@ class LossTotals:
         for name, value in part.maxima.items():
             self._maxima[name] = torch.maximum(self._maxima[name], value) if name in self._maxima else value
 
-    def metrics(self) -> dict[str, float]:
-        """`loss` as it is, means over the trained tokens, and maxima."""
-        means = {name: float(value) / (1 if name == "loss" else self._tokens) for name, value in self._sums.items()}
-        return {"loss": 0.0, **means, **{name: float(value) for name, value in self._maxima.items()}}
+    def metrics(self, ranks: Ranks) -> dict[str, float]:
+        """`loss` as it is, means over the trained tokens of all ranks, and maxima; every rank must have a part."""
+        tokens = float(ranks.sum(torch.tensor(float(self._tokens), dtype=torch.float64)))
+        sums = ranks.sum(torch.stack([value.double() for _, value in sorted(self._sums.items())]))
+        means = sums / torch.tensor([1.0 if name == "loss" else max(tokens, 1.0) for name in sorted(self._sums)]).to(sums)
+        found = dict(zip(sorted(self._sums), means.tolist(), strict=True))
+        if self._maxima:
+            maxima = ranks.maximum(torch.stack([value.double() for _, value in sorted(self._maxima.items())]))
+            found |= dict(zip(sorted(self._maxima), maxima.tolist(), strict=True))
+        return found
