@@ -2,7 +2,7 @@
 
 import torch
 
-from services.trainer.advantages.discounted_sums import discounted_sums
+from services.trainer.sequence_sums import discounted_sums
 
 
 def reinforce_plus_plus(

@@ -11,17 +11,21 @@ class LossTotals:
     def __init__(self) -> None:
         self._tokens = 0
         self._sums = Values()
+        self._totals = Values()
         self._maxima = Values()
 
     def add(self, part: TokenLoss, tokens: int) -> None:
         """Take in one micro-batch with this many trained tokens."""
         self._tokens += tokens
-        for name, value in {**part.sums, "loss": part.loss.detach()}.items():
+        for name, value in part.sums.items():
             self._sums[name] = self._sums[name] + value.double() if name in self._sums else value.double()
+        for name, value in {**part.totals, "loss": part.loss.detach()}.items():
+            self._totals[name] = self._totals[name] + value.double() if name in self._totals else value.double()
         for name, value in part.maxima.items():
             self._maxima[name] = torch.maximum(self._maxima[name], value) if name in self._maxima else value
 
     def metrics(self) -> dict[str, float]:
-        """`loss` as it is, means over the trained tokens, and maxima."""
-        means = {name: float(value) / (1 if name == "loss" else self._tokens) for name, value in self._sums.items()}
-        return {"loss": 0.0, **means, **{name: float(value) for name, value in self._maxima.items()}}
+        """The loss and the totals as they are, means over the trained tokens, and maxima."""
+        means = {name: float(value) / max(self._tokens, 1) for name, value in self._sums.items()}
+        whole = {name: float(value) for name, value in {**self._totals, **self._maxima}.items()}
+        return {"loss": 0.0, **means, **whole}

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from services.trainer.advantages.discounted_sums import discounted_sums, sequence_means, sequence_sums
+from services.trainer.sequence_sums import discounted_sums, sequence_means, sequence_sums
 from tests.services.trainer.ragged import ragged
 
 

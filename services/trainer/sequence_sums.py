@@ -1,4 +1,4 @@
-"""A value for each token -> the discounted sum from each token to the end of its sequence."""
+"""A value for each token -> its sum over the token's sequence, whole or discounted from the token to the end."""
 
 import torch
 
