@@ -35,4 +35,6 @@ def step_trainer(settings: RunSettings, backend: Backend) -> StepTrainer:
         shape=trainer.schedule,
         min_ratio=trainer.min_learning_rate_ratio,
     )
-    return StepTrainer(backend, choose_algorithm(settings), rate, trainer.max_tokens_per_gpu, settings.kind == "rl")
+    return StepTrainer(
+        backend, choose_algorithm(settings), rate, trainer.max_tokens_per_micro_batch, settings.kind == "rl"
+    )

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 
 from services.trainer.corrections.correction import CorrectionFunction
-from services.trainer.losses.objective import bounded_exp
+from services.trainer.losses.objective import bounded_exp, k3
 from services.trainer.losses.token_loss import Values
 
 
@@ -41,9 +41,8 @@ def mismatch(proximal: torch.Tensor, behaviour: torch.Tensor) -> Values:
     exp(2 g) - 1, which is the variance of importance weights.
     """
     gap = proximal - behaviour
-    ratio = bounded_exp(gap)
     return {
         "mismatch_kl": -gap.sum(),
-        "mismatch_k3": (ratio - 1 - gap).sum(),
-        "mismatch_chi_square": (ratio.square() - 1).sum(),
+        "mismatch_k3": k3(gap).sum(),
+        "mismatch_chi_square": (bounded_exp(gap).square() - 1).sum(),
     }

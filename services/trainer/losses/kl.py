@@ -5,7 +5,7 @@ from typing import Literal
 
 import torch
 
-from services.trainer.losses.objective import bounded_exp
+from services.trainer.losses.objective import bounded_exp, k3
 
 KlEstimator = Literal["k1", "k2", "k3", "low_var"]
 LOW_VAR_BOUND = 10.0
@@ -29,13 +29,9 @@ def unbiased(kl: torch.Tensor, logprobs: torch.Tensor, old_logprobs: torch.Tenso
     return bounded_exp(logprobs - old_logprobs) * kl
 
 
-def _k3(gap: torch.Tensor) -> torch.Tensor:
-    return bounded_exp(-gap) - 1 + gap
-
-
 _ESTIMATORS: dict[KlEstimator, Callable[[torch.Tensor], torch.Tensor]] = {
     "k1": lambda gap: gap,
     "k2": lambda gap: gap.square() / 2,
-    "k3": _k3,
-    "low_var": lambda gap: _k3(gap).clamp(-LOW_VAR_BOUND, LOW_VAR_BOUND),
+    "k3": lambda gap: k3(-gap),
+    "low_var": lambda gap: k3(-gap).clamp(-LOW_VAR_BOUND, LOW_VAR_BOUND),
 }

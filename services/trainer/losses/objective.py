@@ -31,6 +31,11 @@ def bounded_exp(log_ratio: torch.Tensor) -> torch.Tensor:
     return log_ratio.clamp(-LOG_RATIO_BOUND, LOG_RATIO_BOUND).exp()
 
 
+def k3(log_ratio: torch.Tensor) -> torch.Tensor:
+    """r - 1 - log r >= 0, the third estimator of Schulman 2020; which keeps its digits where r is near 1."""
+    return log_ratio.clamp(-LOG_RATIO_BOUND, LOG_RATIO_BOUND).expm1() - log_ratio
+
+
 def ratio_metrics(ratio: torch.Tensor, is_clipped: torch.Tensor) -> tuple[Values, Values]:
     """Sums and maxima of a ratio [tokens] and of where it was clipped [tokens] bool."""
     with torch.no_grad():

@@ -7,7 +7,7 @@ import torch
 
 from services.trainer.corrections.correction import CorrectionFunction
 from services.trainer.losses.kl import KlEstimator, kl_estimate, unbiased
-from services.trainer.losses.objective import Objective, bounded_exp
+from services.trainer.losses.objective import Objective, k3
 from services.trainer.losses.token_loss import Predictions, TokenLoss, TrainedTokens, Values, entropy_sum
 
 OldPolicy = Literal["behaviour", "proximal"]
@@ -71,7 +71,7 @@ def _distances(logprobs: torch.Tensor, tokens: TrainedTokens) -> Values:
     """How far the policy is from the one that sampled, by k3 = r - 1 - log r and by log-probability."""
     gap = logprobs - tokens.behaviour_logprobs
     return {
-        "kl": (bounded_exp(gap) - 1 - gap).sum(),
+        "kl": k3(gap).sum(),
         "logprob_diff_mean_abs": gap.abs().sum(),
         "advantage_abs_mean": tokens.advantages.abs().sum(),
     }

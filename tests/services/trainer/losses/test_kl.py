@@ -13,8 +13,8 @@ from tests.services.trainer.losses.trained_columns import differences, random_to
 FORMULAS: dict[KlEstimator, Callable[[float], float]] = {
     "k1": lambda d: d,
     "k2": lambda d: d * d / 2,
-    "k3": lambda d: math.exp(-d) - 1 + d,
-    "low_var": lambda d: min(math.exp(-d) - 1 + d, 10.0),
+    "k3": lambda d: math.expm1(-d) + d,
+    "low_var": lambda d: min(math.expm1(-d) + d, 10.0),
 }
 
 
@@ -39,6 +39,12 @@ def test_low_var_stays_within_its_bound_where_k3_does_not() -> None:
     far = torch.tensor([-30.0]), torch.tensor([-1.0])
     assert kl_estimate(*far, "low_var").item() == 10.0
     assert 1e6 < kl_estimate(*far, "k3").item() < torch.inf
+
+
+def test_k3_of_nearby_policies_is_exact_in_float32() -> None:
+    gap = torch.tensor([1e-4, -3e-5])
+    told = kl_estimate(gap, torch.zeros(2), "k3").tolist()
+    assert told == pytest.approx([math.expm1(-d) + d for d in gap.double().tolist()], rel=1e-3)
 
 
 def test_equal_policies_diverge_by_zero() -> None:
