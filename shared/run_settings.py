@@ -4,7 +4,9 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
+from shared.check_trainer import trainer_problems
 from shared.settings import Settings
+from shared.trainer_settings import TrainerSettings
 
 Positive = Annotated[int, Field(gt=0)]
 Seconds = Annotated[float, Field(gt=0)]
@@ -123,51 +125,6 @@ class RewardSettings(Settings):
     """`keep_all` when empty, `nonzero_std`, or `module:function` that says whether a complete group is trained."""
 
 
-class TrainerSettings(Settings):
-    """From scored groups to new weights."""
-
-    steps: Positive
-    """Optimizer steps of the run."""
-    backend: Literal["torch"] = "torch"
-    """What holds the model."""
-    learning_rate: Annotated[float, Field(gt=0)] = 1e-6
-    """AdamW's step size after the warm-up."""
-    schedule: Literal["constant", "linear", "cosine"] = "constant"
-    """After the warm-up: stay, or decay to learning_rate * min_learning_rate_ratio at the last step."""
-    min_learning_rate_ratio: Annotated[float, Field(ge=0, le=1)] = 0.0
-    """Where a decay ends, relative to learning_rate."""
-    warmup_steps: Annotated[int, Field(ge=0)] = 0
-    """Steps in which the learning rate rises from 0."""
-    adam_beta1: Annotated[float, Field(ge=0, lt=1)] = 0.9
-    """Decay of the first moment."""
-    adam_beta2: Annotated[float, Field(ge=0, lt=1)] = 0.95
-    """Decay of the second moment."""
-    adam_epsilon: Annotated[float, Field(gt=0)] = 1e-8
-    """Added to the root of the second moment."""
-    weight_decay: Annotated[float, Field(ge=0)] = 0.0
-    """Decoupled decay of matrices; vectors are not decayed."""
-    max_grad_norm: Annotated[float, Field(gt=0)] = 1.0
-    """Gradients are scaled down to this global norm."""
-    clip_low: Annotated[float, Field(gt=0, lt=1)] = 0.2
-    """PPO: the ratio is clipped below at 1 - clip_low."""
-    clip_high: Annotated[float, Field(gt=0)] = 0.2
-    """PPO: the ratio is clipped above at 1 + clip_high."""
-    normalize_std: bool = True
-    """GRPO: divide the group's advantages by the standard deviation of its rewards."""
-    loss_aggregation: Literal["token", "rollout"] = "rollout"
-    """Mean over all trained tokens of the step, or over the attempts of each attempt's mean."""
-    max_tokens_per_micro_batch: Positive = 8192
-    """Token budget of one packed forward pass; a longer sequence goes alone."""
-    threads: Positive = 1
-    """CPU threads of the trainer's tensor operations."""
-    checkpoint_every: Positive = 50
-    """Steps between durable checkpoints; the last step is always saved."""
-    keep_checkpoints: Positive = 2
-    """Newest checkpoints that stay on disk."""
-    archive: bool = False
-    """Write trained groups to files before they leave Redis, so that any step can be replayed at any time."""
-
-
 class WeightSettings(Settings):
     """How versions travel from the trainer to the engines."""
 
@@ -216,8 +173,9 @@ class RunSettings(Settings):
 
     name: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_.-]{0,63}$")]
     """Unique id of the run: lower-case letters, digits, dots, dashes and underscores."""
-    kind: Literal["rl", "sft"] = "rl"
-    """Reinforcement learning, or supervised fine-tuning on the labels of the rows."""
+    kind: Literal["rl", "sft", "dpo"] = "rl"
+    """Reinforcement learning, supervised fine-tuning on the labels of the rows, or direct preference optimization on
+    rows with a chosen and a rejected answer."""
     seed: int = 0
     """Seed of the order of rows and of the trainer."""
     model: ModelSettings
@@ -237,9 +195,13 @@ class RunSettings(Settings):
         if self.kind == "rl":
             self._check_rl()
         elif self.eval.datasets:
-            raise ValueError("eval.datasets needs engines, which an sft run has not; evaluate in a run of kind rl")
-        if self.trainer.warmup_steps > self.trainer.steps:
-            raise ValueError(f"trainer.warmup_steps is larger than trainer.steps; write at most {self.trainer.steps}")
+            raise ValueError(
+                f"eval.datasets needs engines, which a run of kind {self.kind} has not; evaluate in a run of kind rl"
+            )
+        rollout = self.rollout
+        problem = next(trainer_problems(self.trainer, self.kind, rollout.group_size, rollout.groups_per_step), None)
+        if problem:
+            raise ValueError(problem)
         return self
 
     def _check_rl(self) -> None:
@@ -248,8 +210,6 @@ class RunSettings(Settings):
             raise ValueError("reward.type is 'plugin' but reward.plugin is empty; write plugin = \"my_rewards:score\"")
         if reward.type == "remote" and not reward.url.startswith(("http://", "https://")):
             raise ValueError(f"reward.url is {reward.url!r}; reward.type 'remote' needs an http:// or https:// address")
-        if self.rollout.group_size == 1:
-            raise ValueError("rollout.group_size is 1, so every group's advantage is 0; write group_size = 2 or more")
         context, longest = self.engine.server_args.get("context_length"), self.rollout.sampling.max_new_tokens
         if isinstance(context, int) and longest >= context:
             raise ValueError(
@@ -271,4 +231,5 @@ class RunSettings(Settings):
 
     @property
     def attempts_per_group(self) -> int:
-        return 1 if self.kind == "sft" else self.rollout.group_size
+        """A pair is a group of two, the chosen answer first."""
+        return {"sft": 1, "dpo": 2}.get(self.kind, self.rollout.group_size)

@@ -81,6 +81,8 @@ def _default(field: FieldInfo) -> str:
     if field.default is PydanticUndefined and field.default_factory is None:
         return "required"
     value = field.get_default(call_default_factory=True)
+    if value is None:
+        return "left out"
     return f"`{json.dumps(str(value) if isinstance(value, Path) else value)}`"
 
 
@@ -108,9 +110,12 @@ def _type_name(annotation: Any) -> str:
     if origin is Literal:
         return " or ".join(f"`{json.dumps(value)}`" for value in arguments)
     if origin in (Union, types.UnionType):
-        return " or ".join(_type_name(one) for one in arguments)
-    if origin in (list, Annotated):
-        return ("list of " if origin is list else "") + _type_name(arguments[0])
+        return " or ".join(_type_name(one) for one in arguments if one is not type(None))
+    if origin is list:
+        return "list of " + _type_name(arguments[0])
+    if origin is Annotated:
+        limits = [text for extra in arguments[1:] for one in getattr(extra, "metadata", ()) for text in _limits(one)]
+        return ", ".join([_type_name(arguments[0]), *limits])
     if inspect.isclass(annotation) and issubclass(annotation, BaseModel):
         return "{ " + ", ".join(annotation.model_fields) + " }"
     return "table" if origin is dict else NAMES.get(annotation, "any")

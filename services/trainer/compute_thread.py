@@ -26,7 +26,7 @@ class ComputeThread:
         try:
             return await loop.run_in_executor(self._executor, lambda: function(*args, **kwargs))
         except torch.OutOfMemoryError as error:
-            raise RunRejected(f"out of device memory ({error}); lower trainer.max_tokens_per_micro_batch") from error
+            raise RunRejected(f"out of device memory ({error}); lower trainer.max_tokens_per_gpu") from error
 
     def close(self) -> None:
         """Start nothing more; what runs ends by itself and its result is not used."""

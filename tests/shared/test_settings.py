@@ -109,7 +109,7 @@ def test_a_wrong_setting_of_a_run_is_told_with_the_place_where_it_stands() -> No
 @pytest.mark.parametrize(
     ("assignments", "sentence"),
     [
-        (["rollout.group_size=1", "trainer.normalize_std=false"], "write group_size = 2 or more"),
+        (["rollout.group_size=1", "trainer.advantage.normalize_std=false"], "write group_size = 2 or more"),
         (["engine.server_args.context_length=256"], "leaves no room for a prompt"),
         (["reward.type=remote"], "needs an http:// or https:// address"),
         (["reward.type=plugin"], 'write plugin = "my_rewards:score"'),

@@ -22,3 +22,4 @@ def test_limits_defaults_and_meanings_are_shown() -> None:
     assert '| `device` | `"auto"` | `"auto"` or `"cpu"` or `"cuda"` | auto takes cuda where a GPU is there. |' in page
     assert "| `path` | required | text | Folder of a Hugging Face checkpoint" in page
     assert "| `port` | `8300` | integer, > 0, < 65536 |" in page
+    assert "| `dual_clip` | left out | number, > 1 | ppo_clip and gspo:" in page

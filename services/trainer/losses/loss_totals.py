@@ -1,5 +1,7 @@
 """The losses of a step's micro-batches, one by one -> the step's loss and the metrics of its trained tokens."""
 
+from collections.abc import Callable
+
 import torch
 
 from services.trainer.losses.token_loss import TokenLoss, Values
@@ -12,23 +14,29 @@ class LossTotals:
     def __init__(self) -> None:
         self._tokens = 0
         self._sums = Values()
+        self._totals = Values()
         self._maxima = Values()
 
     def add(self, part: TokenLoss, tokens: int) -> None:
         """Take in one micro-batch with this many trained tokens."""
         self._tokens += tokens
-        for name, value in {**part.sums, "loss": part.loss.detach()}.items():
+        for name, value in part.sums.items():
             self._sums[name] = self._sums[name] + value.double() if name in self._sums else value.double()
+        for name, value in {**part.totals, "loss": part.loss.detach()}.items():
+            self._totals[name] = self._totals[name] + value.double() if name in self._totals else value.double()
         for name, value in part.maxima.items():
             self._maxima[name] = torch.maximum(self._maxima[name], value) if name in self._maxima else value
 
     def metrics(self, ranks: Ranks) -> dict[str, float]:
-        """`loss` as it is, means over the trained tokens of all ranks, and maxima; every rank must have a part."""
+        """Of all ranks, each of which must have a part: loss and totals as they are, means over tokens, and maxima."""
         tokens = float(ranks.sum(torch.tensor(float(self._tokens), dtype=torch.float64)))
-        sums = ranks.sum(torch.stack([value.double() for _, value in sorted(self._sums.items())]))
-        means = sums / torch.tensor([1.0 if name == "loss" else max(tokens, 1.0) for name in sorted(self._sums)]).to(sums)
-        found = dict(zip(sorted(self._sums), means.tolist(), strict=True))
-        if self._maxima:
-            maxima = ranks.maximum(torch.stack([value.double() for _, value in sorted(self._maxima.items())]))
-            found |= dict(zip(sorted(self._maxima), maxima.tolist(), strict=True))
-        return found
+        means = {name: value / max(tokens, 1.0) for name, value in _combined(self._sums, ranks.sum).items()}
+        totals, maxima = _combined(self._totals, ranks.sum), _combined(self._maxima, ranks.maximum)
+        return {"loss": 0.0, **means, **totals, **maxima}
+
+
+def _combined(values: Values, over_ranks: Callable[[torch.Tensor], torch.Tensor]) -> dict[str, float]:
+    if not values:
+        return {}
+    names = sorted(values)
+    return dict(zip(names, over_ranks(torch.stack([values[name].double() for name in names])).tolist(), strict=True))

@@ -32,7 +32,7 @@ class TrainedTokens:
     staleness: torch.Tensor
     """int32: weight versions between the one that sampled the token and the one that the step starts from."""
     sample: torch.Tensor
-    """int64: which sample of the step the token belongs to; a sample is never spread over micro-batches."""
+    """int64: which sample of the step the token belongs to; its tokens stand together, never in two micro-batches."""
     proximal_logprobs: torch.Tensor | None = None
     """Of the policy that the step starts from, by the trainer; None: the predictions are that policy's."""
     reference_logprobs: torch.Tensor | None = None
@@ -43,6 +43,8 @@ class TrainedTokens:
     """What a critic learns."""
     old_values: torch.Tensor | None = None
     """Of the critic that the step starts from."""
+    pair: torch.Tensor | None = None
+    """int64: 2 p for the chosen and 2 p + 1 for the rejected answer of pair p, both in the same micro-batch."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,8 +55,15 @@ class TokenLoss:
     sums: Values = field(default_factory=Values)
     """Metrics to be added up over micro-batches and divided by the number of trained tokens."""
     maxima: Values = field(default_factory=Values)
-    """Metrics whose largest value over micro-batches counts."""
+    """Metrics whose largest value over micro-batches counts; 0 where there is no token."""
+    totals: Values = field(default_factory=Values)
+    """Metrics that are weighted like the loss: added up over micro-batches, they are means already."""
 
 
 LossFunction = Callable[[Predictions, TrainedTokens], TokenLoss]
 """(predictions of the trained tokens by the model that learns; their columns) -> its loss."""
+
+
+def entropy_sum(predictions: Predictions) -> Values:
+    """The metric `entropy`, where it is known."""
+    return {} if predictions.entropy is None else {"entropy": predictions.entropy.detach().sum()}
