@@ -1,4 +1,4 @@
-"""A model's folder -> steps of plain transformers, the usual way: padded batches, autocast, the logits of all tokens."""
+"""A model's folder -> steps of plain transformers, the usual way: padded batches, autocast, all logits at once."""
 
 from collections.abc import Callable
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Lengths -> random attempts of a step, laid out by the trainer's own code, with the columns of a clipped policy loss."""
+"""Lengths -> random attempts of a step, laid out by the trainer's own code, and the columns of a clipped loss."""
 
 import numpy as np
 import torch
@@ -34,7 +34,7 @@ def columns_of(batch: TrainingBatch, seed: int) -> TrainedTokens:
 
 
 def clipped_loss(predictions: Predictions, tokens: TrainedTokens) -> TokenLoss:
-    """max(-r A, -clip(r) A), weighted (Schulman et al. 2017, PPO, equation 7); the same for the product and its peer."""
+    """max(-r A, -clip(r) A), weighted (Schulman et al. 2017, PPO, equation 7); for the product and its peer alike."""
     ratio = (predictions.logprobs - tokens.behaviour_logprobs).exp()
     free, clipped = -ratio * tokens.advantages, -ratio.clamp(1 - CLIP, 1 + CLIP) * tokens.advantages
     return TokenLoss((torch.maximum(free, clipped) * tokens.weights).sum())

@@ -1,4 +1,4 @@
-"""The name of a shape or of a row -> a Qwen3-architecture model's sizes and FLOPs, and the lengths of a step's samples."""
+"""The name of a shape or of a row -> the sizes and FLOPs of a Qwen3 model, and the lengths of a step's samples."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +10,7 @@ from transformers import Qwen3Config, Qwen3ForCausalLM
 
 Kind = Literal["2k", "16k", "mixed"]
 MICRO_BATCHES = 4
-"""A step has so many token budgets of samples, so that gradients are added up over micro-batches as they are in a run."""
+"""A step has so many token budgets of samples, so that gradients are added up over micro-batches as in a run."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +55,7 @@ SHAPES = {
 
 
 def lengths_of(kind: Kind, shape: Shape) -> list[int]:
-    """Tokens of each sample of a step: all of 2,048 or 16,384, or long-tailed with a median of 1,024 and a cut at 16,384."""
+    """Tokens of each sample of a step: all 2,048, all 16,384, or long-tailed with a median of 1,024, cut at 16,384."""
     tokens = MICRO_BATCHES * shape.budget
     if kind != "mixed":
         each = {"2k": 2048, "16k": 16384}[kind] // shape.shorter

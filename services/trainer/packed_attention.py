@@ -105,7 +105,7 @@ def packed_attention(
     return attended.unsqueeze(0), None
 
 
-@torch.compiler.disable(reason="buckets differ from one micro-batch to the next")
+@torch.compiler.disable(reason="buckets differ from pack to pack")  # pyright: ignore[reportUntypedFunctionDecorator]
 def _attend_buckets(
     packed: AttentionPlan,
     query: torch.Tensor,

@@ -1,4 +1,4 @@
-"""Hidden states of trained positions -> log-probabilities and entropy, without ever holding the logits of all of them."""
+"""Hidden states of trained positions -> log-probabilities and entropy; the logits of all are never held at once."""
 
 from collections.abc import Callable
 from dataclasses import dataclass

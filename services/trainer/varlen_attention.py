@@ -38,11 +38,9 @@ def varlen_attention(
         window: a token sees itself and the window - 1 tokens before it; None: all before it.
     """
     before = window - 1 if window else -1
-    rows = (tensor.contiguous() for tensor in (query, key, value))
-    attended = varlen_attn(
-        *rows, cu_seqlens, cu_seqlens, longest, longest, scale=scaling, window_size=(before, 0), **GROUPED
-    )
-    return cast(torch.Tensor, attended)
+    q, k, v = (tensor.contiguous() for tensor in (query, key, value))
+    bounds = (cu_seqlens, cu_seqlens, longest, longest)
+    return cast(torch.Tensor, varlen_attn(q, k, v, *bounds, scale=scaling, window_size=(before, 0), **GROUPED))
 
 
 def varlen_operator() -> Any:

@@ -1,6 +1,6 @@
 """A model -> the same model, its decoder layers and scores compiled: one graph serves packs of any number of tokens."""
 
-import torch
+from torch import _dynamo as dynamo
 from torch import nn
 from transformers import PreTrainedModel
 
@@ -16,7 +16,7 @@ def compile_model(model: nn.Module, core: PreTrainedModel) -> None:
 
     Numbers of tokens are left open in the graphs, so a pack of another length needs neither a new graph nor padding.
     """
-    torch._dynamo.config.recompile_limit = max(GRAPHS, torch._dynamo.config.recompile_limit)
+    dynamo.config.recompile_limit = max(GRAPHS, dynamo.config.recompile_limit)
     for layer in decoder_layers(core):
         layer.compile(dynamic=True)
     if isinstance(model, PolicyModel):

@@ -23,12 +23,9 @@ class MasterWeights:
     @torch.no_grad()
     def round_to_model(self) -> None:
         """Copy the moved float32 weights into the model."""
-        if not self._low:
-            return
-        low, masters = (list(weights) for weights in zip(*self._low, strict=True))
-        # what lies in the host's memory is rounded on the device: the host would do it slowly, and wait for each copy
-        moved = [master.to(p.device, non_blocking=True) for p, master in self._low] if self._offload else masters
-        torch._foreach_copy_(low, moved)
+        for parameter, master in self._low:
+            # what lies in the host's memory is rounded on the device: the host is slower, and waits for every copy
+            parameter.copy_(master.to(parameter.device, non_blocking=True))
 
     def _copy(self, parameter: nn.Parameter, dtype: torch.dtype) -> nn.Parameter:
         value = parameter.detach().cpu() if self._offload else parameter.detach().clone()

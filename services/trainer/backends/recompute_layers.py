@@ -1,8 +1,7 @@
-"""Decoder layers -> the same layers, whose activations are computed again in the backward pass instead of being kept."""
+"""Decoder layers -> the same layers, whose activations are not kept but computed again in the backward pass."""
 
-from collections.abc import Callable
 from functools import cache, partial
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import nn
@@ -20,7 +19,7 @@ KEPT = [
     aten._scaled_dot_product_cudnn_attention.default,
     aten._scaled_dot_product_flash_attention_for_cpu.default,
 ]
-"""What attention gave is kept: it costs the most to compute again, and is only as large as the layer's input or twice."""
+"""What attention gives is kept: it costs the most to compute again, and is about as large as the layer's input."""
 
 
 def recompute_layers(core: PreTrainedModel) -> None:
@@ -38,9 +37,8 @@ def _recomputed(kind: type[nn.Module]) -> type[nn.Module]:
     """One class for all layers of a kind, so that a compiled layer serves as the compiled form of all of them."""
 
     def forward(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
-        own = cast(Callable[..., Any], kind.forward)
         again = {"use_reentrant": False, "preserve_rng_state": False, "context_fn": contexts}
-        return checkpoint(own, self, *args, **again, **kwargs)
+        return checkpoint(kind.forward, self, *args, **again, **kwargs)
 
     contexts = partial(create_selective_checkpoint_contexts, KEPT)
     # the name is what tells a decoder layer from other modules
