@@ -8,20 +8,19 @@ from transformers import PreTrainedModel
 
 from services.trainer.packed_attention import plan_attention
 from services.trainer.packing import PackedSequences
-from services.trainer.token_scores import Entropy, head_of, token_scores
+from services.trainer.token_scores import ChunkScores, Entropy, chunk_scores, head_of, token_scores
 from shared.errors import RunRejected
 
 
 class PolicyModel(nn.Module):
     """A Hugging Face causal LM at one sampling temperature."""
 
-    is_head_compiled = False
-    """Whether log-probabilities are made by compiled code."""
-
     def __init__(self, causal_lm: PreTrainedModel, temperature: float, entropy: Entropy = Entropy.NONE) -> None:
         super().__init__()
         self.core = causal_lm
         self._temperature, self._entropy = temperature, entropy
+        self.score: ChunkScores = chunk_scores
+        """What makes log-probabilities of hidden states: as it is, or compiled."""
 
     def forward(self, packed: PackedSequences) -> tuple[torch.Tensor, torch.Tensor | None]:
         """log-softmax(logits / temperature) at the targets, and the entropy of softmax(logits / temperature).
@@ -29,9 +28,8 @@ class PolicyModel(nn.Module):
         The first fields of Predictions, as a tuple: sharding hooks only see tensors in containers that torch knows.
         """
         hidden = self._hidden(packed).index_select(0, packed.rows)
-        head = head_of(self.core)
         logprobs, entropy = token_scores(
-            head, hidden, packed.targets, self._temperature, self._entropy, self.is_head_compiled
+            head_of(self.core), hidden, packed.targets, self._temperature, self._entropy, self.score
         )
         return logprobs, None if self._entropy is Entropy.NONE else entropy
 

@@ -68,8 +68,7 @@ def chunk_scores(
     return logprobs, entropy_of(logits if entropy is Entropy.LOSS else logits.detach())
 
 
-compiled_chunk_scores = cast(Callable[..., Scores], torch.compile(chunk_scores, dynamic=True))
-"""The same, fused: logits are read a few times and otherwise never written in float32."""
+ChunkScores = Callable[[LogitHead, torch.Tensor, torch.Tensor, float, Entropy], Scores]
 
 
 def token_scores(
@@ -78,11 +77,12 @@ def token_scores(
     targets: torch.Tensor,
     temperature: float,
     entropy: Entropy,
-    is_compiled: bool = False,
+    score: ChunkScores,
 ) -> Scores:
-    """As `chunk_scores`, in as many chunks as CHUNK_ELEMENTS asks for."""
-    # a graph for no row or one would be another graph
-    score = compiled_chunk_scores if is_compiled and len(hidden) > 1 else chunk_scores
+    """As `chunk_scores`, in as many chunks as CHUNK_ELEMENTS asks for; `score` is that function or its compiled form."""
+    if len(hidden) <= 1:
+        # no row, or one, would need compiled graphs of their own
+        score = chunk_scores
     rows = max(1, CHUNK_ELEMENTS[hidden.device.type] // _vocabulary(head))
     chunks = -(-len(hidden) // rows)
     if chunks <= 1:
@@ -104,5 +104,5 @@ def _vocabulary(head: LogitHead) -> int:
     return cast(torch.Tensor, head.output.weight).shape[0]
 
 
-def _again_in_backward(function: Callable[..., Scores], *arguments: object) -> Scores:
+def _again_in_backward(function: ChunkScores, *arguments: object) -> Scores:
     return cast(Scores, checkpoint(function, *arguments, use_reentrant=False, preserve_rng_state=False))

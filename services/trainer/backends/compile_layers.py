@@ -1,6 +1,6 @@
 """A model -> the same model, its decoder layers and scores compiled: one graph serves packs of any number of tokens."""
 
-from torch import _dynamo as dynamo
+import torch
 from torch import nn
 from transformers import PreTrainedModel
 
@@ -16,8 +16,10 @@ def compile_model(model: nn.Module, core: PreTrainedModel) -> None:
 
     Numbers of tokens are left open in the graphs, so a pack of another length needs neither a new graph nor padding.
     """
+    from torch import _dynamo as dynamo  # it takes a second to import, which only runs that compile should wait for
+
     dynamo.config.recompile_limit = max(GRAPHS, dynamo.config.recompile_limit)
     for layer in decoder_layers(core):
         layer.compile(dynamic=True)
     if isinstance(model, PolicyModel):
-        model.is_head_compiled = True
+        model.score = torch.compile(model.score, dynamic=True)
