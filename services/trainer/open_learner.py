@@ -6,6 +6,8 @@ from pathlib import Path
 import torch
 
 from services.trainer.algorithm import choose_algorithm
+from services.trainer.backends.compile_layers import compile_model
+from services.trainer.backends.recompute_layers import recompute_layers
 from services.trainer.backends.torch_backend import AdamW, TorchBackend
 from services.trainer.learner import Learner
 from services.trainer.load_model import load_policy
@@ -21,6 +23,10 @@ def open_learner(settings: RunSettings, device: torch.device, ranks: Ranks | Non
     trainer, folder = settings.trainer, Path(settings.model.path).expanduser()
     algorithm = choose_algorithm(settings)
     policy = load_policy(folder, settings.model.trust_remote_code, algorithm.temperature, device, algorithm.entropy)
+    if trainer.recompute:
+        recompute_layers(policy.core)
+    if trainer.compile:
+        compile_model(policy, policy.core)
     backend = TorchBackend(policy, getattr(torch, settings.model.dtype), adamw_of(settings), folder, ranks)
     rate = partial(
         learning_rate,

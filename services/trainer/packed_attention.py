@@ -7,6 +7,7 @@ import torch
 from torch.nn import functional
 from transformers import AttentionInterface
 
+from services.trainer.varlen_attention import can_attend, varlen_attention
 from shared.errors import RunRejected
 
 NAME = "sluice_packed"
@@ -34,8 +35,29 @@ class Bucket:
         return Bucket(self.first, self.tokens, self.sequences, self.longest, slots)
 
 
-def plan_attention(lengths: list[int]) -> tuple[Bucket, ...]:
-    """Group neighbouring sequences of similar length; a list that is sorted by length wastes the least."""
+@dataclass(frozen=True, slots=True)
+class AttentionPlan:
+    """Where the sequences of a packed micro-batch lie, in the two forms that attention is computed from."""
+
+    cu_seqlens: torch.Tensor
+    """[sequences + 1] int32: sequence i lies at cu_seqlens[i] .. cu_seqlens[i + 1]."""
+    longest: int
+    """Tokens of the longest sequence."""
+    buckets: tuple[Bucket, ...]
+
+    def to(self, device: torch.device) -> "AttentionPlan":
+        """The same on another device."""
+        buckets = tuple(bucket.to(device) for bucket in self.buckets)
+        return AttentionPlan(self.cu_seqlens.to(device, non_blocking=True), self.longest, buckets)
+
+
+def plan_attention(lengths: list[int]) -> AttentionPlan:
+    """Boundaries, and buckets of neighbours of similar length; a list that is sorted by length wastes the least."""
+    ends = torch.tensor([0, *lengths]).cumsum(0).int()
+    return AttentionPlan(ends, max(lengths), _buckets(lengths))
+
+
+def _buckets(lengths: list[int]) -> tuple[Bucket, ...]:
     groups: list[list[int]] = []
     shortest = longest = 0
     for length in lengths:
@@ -61,14 +83,14 @@ def packed_attention(
     attention_mask: torch.Tensor | None,
     scaling: float | None = None,
     sliding_window: int | None = None,
-    packed: tuple[Bucket, ...] = (),
+    packed: AttentionPlan | None = None,
     **extra: Any,
 ) -> tuple[torch.Tensor, None]:
     """What transformers calls in every layer: [1, heads, tokens, dim] each -> [1, tokens, heads, dim].
 
-    The seam for variable-length kernels: they take the same packed tensors and the boundaries in `packed`.
+    On a GPU in half precision by a kernel that takes the boundaries as they are; elsewhere bucket by bucket.
     """
-    assert packed, "the model was called without packed=plan_attention(lengths)"
+    assert packed is not None, "the model was called without packed=plan_attention(lengths)"
     assert attention_mask is None and query.shape[0] == 1, "packed attention takes one row of tokens and no mask"
     for name in ("softcap", "s_aux"):
         if extra.get(name) is not None:
@@ -76,8 +98,23 @@ def packed_attention(
                 f"{type(module).__name__} attends with {name}, which packed training has not; choose another model"
             )
     q, k, v = (tensor[0].transpose(0, 1) for tensor in (query, key, value))
-    outputs = [_attend(bucket, q, k, v, scaling, sliding_window) for bucket in packed]
-    return torch.cat(outputs).unsqueeze(0), None
+    if can_attend(q):
+        attended = varlen_attention(q, k, v, packed.cu_seqlens, packed.longest, scaling, sliding_window)
+    else:
+        attended = _attend_buckets(packed, q, k, v, scaling, sliding_window)
+    return attended.unsqueeze(0), None
+
+
+@torch.compiler.disable(reason="buckets differ from pack to pack")  # pyright: ignore[reportUntypedFunctionDecorator]
+def _attend_buckets(
+    packed: AttentionPlan,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    scaling: float | None,
+    window: int | None,
+) -> torch.Tensor:
+    return torch.cat([_attend(bucket, query, key, value, scaling, window) for bucket in packed.buckets])
 
 
 def _attend(

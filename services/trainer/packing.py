@@ -5,7 +5,7 @@ from dataclasses import dataclass, fields
 import torch
 
 from services.trainer.losses.token_loss import TrainedTokens
-from services.trainer.packed_attention import Bucket, plan_attention
+from services.trainer.packed_attention import AttentionPlan, plan_attention
 from services.trainer.training_batch import TrainingBatch
 
 
@@ -17,12 +17,8 @@ class PackedSequences:
     """[tokens] int64."""
     position_ids: torch.Tensor
     """[tokens] int64, counted from 0 in each sample."""
-    cu_seqlens: torch.Tensor
-    """[samples + 1] int32: sample i lies at cu_seqlens[i] .. cu_seqlens[i + 1]."""
-    longest: int
-    """Tokens of the longest sample."""
-    attention: tuple[Bucket, ...]
-    """How attention takes the samples apart."""
+    attention: AttentionPlan
+    """Where the samples lie, and how attention takes them apart."""
     rows: torch.Tensor
     """[trained] int64: positions whose prediction, the next token, is trained."""
     targets: torch.Tensor
@@ -35,9 +31,7 @@ class PackedSequences:
         return PackedSequences(
             token_ids=self.token_ids.to(device, non_blocking=True),
             position_ids=self.position_ids.to(device, non_blocking=True),
-            cu_seqlens=self.cu_seqlens.to(device, non_blocking=True),
-            longest=self.longest,
-            attention=tuple(bucket.to(device) for bucket in self.attention),
+            attention=self.attention.to(device),
             rows=self.rows.to(device, non_blocking=True),
             targets=self.targets.to(device, non_blocking=True),
             predicted=self.predicted,
@@ -87,8 +81,7 @@ def pack(batch: TrainingBatch, max_tokens: int, chosen: torch.Tensor | None = No
 def idle_pack() -> PackedSequences:
     """Two tokens, none of them trained: what a rank computes while others have more micro-batches than it."""
     ids, nothing = torch.zeros(2, dtype=torch.int64), torch.zeros(0, dtype=torch.int64)
-    ends = torch.tensor([0, 2], dtype=torch.int32)
-    return PackedSequences(ids, torch.arange(2), ends, 2, plan_attention([2]), nothing, nothing, nothing)
+    return PackedSequences(ids, torch.arange(2), plan_attention([2]), nothing, nothing, nothing)
 
 
 def balanced_parts(lengths: list[int], max_tokens: int) -> list[tuple[int, int]]:
@@ -129,8 +122,6 @@ def _pack(batch: TrainingBatch, samples: torch.Tensor) -> PackedSequences:
     return PackedSequences(
         token_ids=batch.token_ids[source],
         position_ids=position_ids,
-        cu_seqlens=torch.cat([ends.new_zeros(1), ends]).int(),
-        longest=int(lengths.max()),
         attention=plan_attention(lengths.tolist()),
         rows=rows,
         targets=batch.token_ids[predicted],

@@ -24,7 +24,8 @@ class MasterWeights:
     def round_to_model(self) -> None:
         """Copy the moved float32 weights into the model."""
         for parameter, master in self._low:
-            parameter.copy_(master, non_blocking=True)
+            # what lies in the host's memory is rounded on the device: the host is slower, and waits for every copy
+            parameter.copy_(master.to(parameter.device, non_blocking=True))
 
     def _copy(self, parameter: nn.Parameter, dtype: torch.dtype) -> nn.Parameter:
         value = parameter.detach().cpu() if self._offload else parameter.detach().clone()
@@ -38,8 +39,8 @@ class MasterWeights:
         def collect(low: torch.Tensor) -> None:
             # gradients of many micro-batches are added up in float32; bfloat16 would lose the small ones
             assert low.grad is not None
-            gradient = low.grad.to(master.device, torch.float32)
-            master.grad = gradient if master.grad is None else master.grad.add_(gradient)
+            gradient = low.grad.to(master.device)
+            master.grad = gradient.float() if master.grad is None else master.grad.add_(gradient)
             low.grad = None
 
         parameter.register_post_accumulate_grad_hook(collect)

@@ -1,0 +1,108 @@
+"""Hidden states of trained positions -> log-probabilities and entropy; the logits of all are never held at once."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Any, cast
+
+import torch
+from torch import nn
+from torch.nn import functional
+from torch.utils.checkpoint import checkpoint
+from transformers import PreTrainedModel
+
+CHUNK_ELEMENTS = {"cpu": 2**25, "cuda": 2**28}
+"""Logits held at once; more are made chunk by chunk, and again in the backward pass.
+
+On a GPU a chunk has to be large: each one reads the head's weights and adds up their gradient.
+"""
+Scores = tuple[torch.Tensor, torch.Tensor]
+"""Log-probabilities and entropies, [rows] float32 each; the latter empty if they are not asked for."""
+
+
+class Entropy(StrEnum):
+    """Whether the entropy of each distribution is worked out, and for what."""
+
+    NONE = "none"
+    METRIC = "metric"
+    LOSS = "loss"
+
+
+@dataclass(frozen=True, slots=True)
+class LogitHead:
+    """How a causal LM makes logits from hidden states."""
+
+    output: nn.Module
+    scale: float
+    cap: float | None
+    """Logits are squeezed into -cap .. cap by tanh (Gemma Team 2024, "Gemma 2", section 2)."""
+
+    def logits(self, hidden: torch.Tensor) -> torch.Tensor:
+        """[rows, hidden] -> [rows, vocabulary], in the precision of the model."""
+        made = cast(torch.Tensor, self.output(hidden))
+        scaled = made if self.scale == 1.0 else made * self.scale
+        return torch.tanh(scaled / self.cap) * self.cap if self.cap else scaled
+
+
+def head_of(causal_lm: PreTrainedModel) -> LogitHead:
+    """By the configuration's names for it."""
+    config = cast(Any, causal_lm.config.get_text_config())
+    scale = getattr(config, "logit_scale", 1.0) / getattr(config, "logits_scaling", 1.0)
+    cap: float | None = getattr(config, "final_logit_softcapping", None)
+    return LogitHead(cast(nn.Module, causal_lm.get_output_embeddings()), scale, cap)
+
+
+def chunk_scores(
+    head: LogitHead, hidden: torch.Tensor, targets: torch.Tensor, temperature: float, entropy: Entropy
+) -> Scores:
+    """Of softmax(logits / temperature), all rows at once.
+
+    Args:
+        hidden: [rows, hidden].
+        targets: [rows] int64, the tokens whose log-probabilities are wanted.
+    """
+    logits = head.logits(hidden).float() / temperature
+    logprobs = -functional.cross_entropy(logits, targets, reduction="none")
+    if entropy is Entropy.NONE:
+        return logprobs, logprobs.new_zeros(0)
+    return logprobs, entropy_of(logits if entropy is Entropy.LOSS else logits.detach())
+
+
+ChunkScores = Callable[[LogitHead, torch.Tensor, torch.Tensor, float, Entropy], Scores]
+
+
+def token_scores(
+    head: LogitHead,
+    hidden: torch.Tensor,
+    targets: torch.Tensor,
+    temperature: float,
+    entropy: Entropy,
+    score: ChunkScores,
+) -> Scores:
+    """As `chunk_scores`, in as many chunks as CHUNK_ELEMENTS asks for; `score` is that function or its compiled form."""
+    if len(hidden) <= 1:
+        # no row, or one, would need compiled graphs of their own
+        score = chunk_scores
+    rows = max(1, CHUNK_ELEMENTS[hidden.device.type] // _vocabulary(head))
+    chunks = -(-len(hidden) // rows)
+    if chunks <= 1:
+        return score(head, hidden, targets, temperature, entropy)
+    made = [
+        _again_in_backward(score, head, part, wanted, temperature, entropy)
+        for part, wanted in zip(hidden.tensor_split(chunks), targets.tensor_split(chunks), strict=True)
+    ]
+    logprobs, entropies = zip(*made, strict=True)
+    return torch.cat(logprobs), torch.cat(entropies)
+
+
+def entropy_of(logits: torch.Tensor) -> torch.Tensor:
+    """H = log sum exp(l) - sum softmax(l) l, in nats; [rows]."""
+    return torch.logsumexp(logits, -1) - (logits.softmax(-1) * logits).sum(-1)
+
+
+def _vocabulary(head: LogitHead) -> int:
+    return cast(torch.Tensor, head.output.weight).shape[0]
+
+
+def _again_in_backward(function: ChunkScores, *arguments: object) -> Scores:
+    return cast(Scores, checkpoint(function, *arguments, use_reentrant=False, preserve_rng_state=False))
