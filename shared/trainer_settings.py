@@ -190,6 +190,8 @@ class TrainerSettings(Settings):
     """Compute activations again in the backward pass instead of keeping them: less memory, a third more work."""
     offload_optimizer: bool = False
     """Keep the optimizer's state in the memory of the host."""
+    offload_frozen: bool = False
+    """Keep reference and teacher in the host's memory while they are not asked."""
     compile: bool = False
     """Compile each decoder layer; it takes a minute or more at the start and pays off on GPUs only."""
     threads: Count = 1

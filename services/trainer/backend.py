@@ -13,20 +13,27 @@ State = dict[str, dict[str, torch.Tensor]]
 """Part (weights, optimizer, random) -> tensors by name; everything that a step depends on."""
 
 
-class Backend(Protocol):
-    """A model, its optimizer and its place; the loss is given to it, and it knows none by name.
-
-    Where several ranks hold the model, every rank makes the same calls in the same order.
-    """
+class Predictor(Protocol):
+    """A model that is asked and does not learn."""
 
     def predict(self, packed: list[PackedSequences]) -> list[Predictions]:
         """What the model says now, without gradients, on the CPU; one for each pack."""
         ...
 
+
+class Backend(Predictor, Protocol):
+    """A model, its optimizer and its place; the loss is given to it, and it knows none by name.
+
+    Where several ranks hold the model, every rank makes the same calls in the same order.
+    """
+
     def train_step(
-        self, micro_batches: list[MicroBatch], loss: LossFunction, learning_rate: float, seed: int
+        self, micro_batches: list[MicroBatch], loss: LossFunction, learning_rate: float | None, seed: int
     ) -> dict[str, float]:
-        """One optimizer step over all micro-batches of all ranks; metrics of the loss, `grad_norm`, `step_skipped`."""
+        """One optimizer step over all micro-batches of all ranks; metrics of the loss, `grad_norm`, `step_skipped`.
+
+        Without a learning rate the metrics are made and nothing moves.
+        """
         ...
 
     def named_tensors(self) -> Iterator[tuple[str, torch.Tensor]]:

@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
-from torch.distributed import checkpoint
-from torch.distributed.checkpoint import FileSystemReader, FileSystemWriter
+from torch.distributed.checkpoint.filesystem import FileSystemReader, FileSystemWriter
 from torch.distributed.checkpoint.metadata import TensorStorageMetadata
+from torch.distributed.checkpoint.state_dict_loader import load
+from torch.distributed.checkpoint.state_dict_saver import async_save
 
 from services.trainer.backend import State
 from services.trainer.ranks import Ranks
@@ -26,7 +27,7 @@ def begin_writing(folder: Path, state: State, ranks: Ranks) -> Future[Any]:
 
     Every rank must call it, and none may begin another one before its future is done.
     """
-    begun = checkpoint.async_save(
+    begun = async_save(
         cast(dict[str, Any], _flat(state)),
         storage_writer=FileSystemWriter(folder, sync_files=True, overwrite=True),
         process_group=ranks.writers,
@@ -43,7 +44,7 @@ def fill(folder: Path, state: State, ranks: Ranks) -> None:
     """
     flat = _flat(state)
     _check(folder, flat)
-    checkpoint.load(
+    load(
         cast(dict[str, Any], flat),
         storage_reader=FileSystemReader(folder),
         process_group=ranks.writers,
@@ -54,7 +55,7 @@ def fill(folder: Path, state: State, ranks: Ranks) -> None:
 def read_whole(folder: Path) -> State:
     """All tensors of a folder, unsharded, on the CPU."""
     flat = {name: torch.empty(about.size, dtype=about.properties.dtype) for name, about in _stored(folder).items()}
-    checkpoint.load(cast(dict[str, Any], flat), storage_reader=FileSystemReader(folder), no_dist=True)
+    load(cast(dict[str, Any], flat), storage_reader=FileSystemReader(folder), no_dist=True)
     state: State = {}
     for name, tensor in flat.items():
         part, _, key = name.partition(SEPARATOR)

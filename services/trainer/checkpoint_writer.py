@@ -11,7 +11,6 @@ from services.trainer.learner import Learner
 from shared.logs import Log
 from shared.tasks import end
 
-
 CLOSE_S = 600.0
 """Seconds that a checkpoint which is under way gets when its model is let go of."""
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import torch
 
-from services.trainer.backend import Backend
+from services.trainer.backend import Predictor
 from services.trainer.losses.token_loss import Predictions
 from services.trainer.packing import PackedSequences
 
@@ -28,28 +28,28 @@ class Estimates:
 class Estimators:
     """The models that are asked, where the algorithm wants to know."""
 
-    proximal: Backend | None = None
-    reference: Backend | None = None
-    teacher: Backend | None = None
-    critic: Backend | None = None
+    policy: Predictor | None = None
+    reference: Predictor | None = None
+    teacher: Predictor | None = None
+    critic: Predictor | None = None
 
     def estimate(self, packed: Sequence[PackedSequences], tokens: int) -> Estimates:
         """One forward pass of each model over all packs; every rank must bring as many."""
         return Estimates(
-            proximal=_logprobs(self.proximal, packed, tokens),
+            proximal=_logprobs(self.policy, packed, tokens),
             reference=_logprobs(self.reference, packed, tokens),
             teacher=_logprobs(self.teacher, packed, tokens),
             values=_values(self.critic, packed, tokens),
         )
 
 
-def _logprobs(model: Backend | None, packed: Sequence[PackedSequences], tokens: int) -> torch.Tensor | None:
+def _logprobs(model: Predictor | None, packed: Sequence[PackedSequences], tokens: int) -> torch.Tensor | None:
     if model is None:
         return None
     return _lay_out(packed, [said.logprobs for said in model.predict(list(packed))], tokens)
 
 
-def _values(model: Backend | None, packed: Sequence[PackedSequences], tokens: int) -> torch.Tensor | None:
+def _values(model: Predictor | None, packed: Sequence[PackedSequences], tokens: int) -> torch.Tensor | None:
     if model is None:
         return None
     return _lay_out(packed, [_asserted(said) for said in model.predict(list(packed))], tokens)

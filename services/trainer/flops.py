@@ -42,7 +42,7 @@ def training_flops(model: PreTrainedModel) -> TrainingFlops:
     """What the shapes of a model say; mixtures of experts count the experts that a token is sent to."""
     config = cast(Any, model.config.get_text_config())
     head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    embedding = model.get_input_embeddings().weight
+    embedding = cast(torch.Tensor, cast(Any, model).get_input_embeddings().weight)
     matrices = sum(p.numel() for name, p in model.named_parameters() if p.ndim >= 2 and ".experts." not in name)
     experts = sum(p.numel() for name, p in model.named_parameters() if ".experts." in name)
     chosen = getattr(config, "num_experts_per_tok", 1) / max(getattr(config, "num_experts", 1) or 1, 1)

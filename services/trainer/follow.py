@@ -14,7 +14,7 @@ from services.trainer.load_model import choose_device
 from services.trainer.open_learner import open_learner
 from services.trainer.orders import Order, Orders
 from services.trainer.ranks import Ranks
-from services.trainer.team import share_of
+from services.trainer.share_step import share_of
 from shared.await_redis import AwaitRedis
 from shared.deployment import Deployment
 from shared.errors import RunRejected

@@ -1,38 +1,93 @@
-"""A run's settings -> its models on this rank, with everything that the loop asks of them."""
+"""A run's models on one rank, as its loop sees them: train a step, give the weights, be written and read, export."""
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 import torch
 
 from services.trainer.backend import Backend, State
+from services.trainer.frozen_model import FrozenModel
 from services.trainer.share_step import Share
 from services.trainer.train_step import StepTrainer
 from shared.messages import Rollout, StepIntent
 
+CRITIC, REFERENCE = "critic_", "reference"
 
-class Learner:
-    """One rank's part of the models that a run trains. All ranks make the same calls in the same order."""
 
-    def __init__(self, policy: Backend, trainer: StepTrainer) -> None:
-        self._policy, self._trainer = policy, trainer
+@dataclass(frozen=True, slots=True)
+class Reference:
+    """The model that the policy is to stay near."""
+
+    model: FrozenModel
+    refresh_every: int
+    """Steps after which it becomes the policy of that moment; 0 never."""
+
+
+class Learner(Protocol):
+    """The models that a run trains. All ranks make the same calls in the same order."""
 
     def train(self, rollouts: list[Rollout], intent: StepIntent, share: Share) -> dict[str, float]:
         """One recorded step; `rollouts` are this rank's, as `share` says. Its metrics but for the times."""
-        return self._trainer.train(rollouts, intent, share)
+        ...
 
     def named_tensors(self) -> Iterator[tuple[str, torch.Tensor]]:
         """The whole policy under its Hugging Face names, on its device; see Backend."""
-        return self._policy.named_tensors()
+        ...
 
     def state(self) -> State:
         """References to all state of this rank, to be copied before the next step."""
-        return self._policy.state()
+        ...
 
     def load_state(self, state: State) -> None:
         """RunRejected if a tensor is missing, left over or of another shape."""
-        self._policy.load_state(state)
+        ...
 
     def export(self, folder: Path) -> None:
         """Rank 0 writes the policy as a Hugging Face folder."""
+        ...
+
+
+class RankLearner:
+    """One rank's part of the models."""
+
+    def __init__(
+        self,
+        policy: Backend,
+        trainer: StepTrainer,
+        critic: Backend | None = None,
+        reference: Reference | None = None,
+    ) -> None:
+        self._policy, self._trainer, self._critic = policy, trainer, critic
+        self._refreshed = reference if reference is not None and reference.refresh_every else None
+
+    def train(self, rollouts: list[Rollout], intent: StepIntent, share: Share) -> dict[str, float]:
+        """See Learner."""
+        metrics = self._trainer.train(rollouts, intent, share)
+        if self._refreshed is not None and intent.step % self._refreshed.refresh_every == 0:
+            self._refreshed.model.take(self._policy.state()["weights"])
+        return metrics
+
+    def named_tensors(self) -> Iterator[tuple[str, torch.Tensor]]:
+        """See Learner."""
+        return self._policy.named_tensors()
+
+    def state(self) -> State:
+        """See Learner."""
+        critic = self._critic.state() if self._critic is not None else {}
+        moved = {REFERENCE: self._refreshed.model.weights()} if self._refreshed is not None else {}
+        return {**self._policy.state(), **{f"{CRITIC}{part}": critic[part] for part in critic}, **moved}
+
+    def load_state(self, state: State) -> None:
+        """See Learner."""
+        policy = {p: tensors for p, tensors in state.items() if not p.startswith(CRITIC) and p != REFERENCE}
+        self._policy.load_state(policy)
+        if self._critic is not None:
+            self._critic.load_state({p.removeprefix(CRITIC): t for p, t in state.items() if p.startswith(CRITIC)})
+        if self._refreshed is not None:
+            self._refreshed.model.take(state[REFERENCE])
+
+    def export(self, folder: Path) -> None:
+        """See Learner."""
         self._policy.export(folder)

@@ -11,15 +11,25 @@ from transformers.utils.logging import disable_progress_bar, set_verbosity_error
 
 from services.trainer.packed_attention import NAME
 from services.trainer.policy_model import PolicyModel
+from services.trainer.token_scores import Entropy
 from shared.errors import RunRejected
 
 
-def load_policy(folder: Path, trust_remote_code: bool, temperature: float, device: torch.device) -> PolicyModel:
+def load_policy(
+    folder: Path, trust_remote_code: bool, temperature: float, device: torch.device, entropy: Entropy = Entropy.NONE
+) -> PolicyModel:
     """The policy in float32 on `device`.
 
     Raises:
         RunRejected: no folder, no config.json, not a causal LM, quantised, incomplete, or not fit for packing.
     """
+    policy = PolicyModel(load_causal_lm(folder, trust_remote_code, device), temperature, entropy)
+    policy.check()
+    return policy
+
+
+def load_causal_lm(folder: Path, trust_remote_code: bool, device: torch.device) -> PreTrainedModel:
+    """The model in float32 on `device`, with packed attention; RunRejected as `load_policy` says."""
     _check_folder(folder)
     disable_progress_bar()
     set_verbosity_error()
@@ -43,9 +53,7 @@ def load_policy(folder: Path, trust_remote_code: bool, temperature: float, devic
         ) from error
     model, report = cast(tuple[PreTrainedModel, dict[str, Any]], loaded)
     _check_complete(folder, report)
-    policy = PolicyModel(cast(Any, model).to(device), temperature)
-    policy.check()
-    return policy
+    return cast(PreTrainedModel, cast(Any, model).to(device))
 
 
 def choose_device(engine_device: str) -> torch.device:

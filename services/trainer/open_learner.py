@@ -5,43 +5,105 @@ from pathlib import Path
 
 import torch
 
-from services.trainer.algorithm import choose_algorithm
+from services.trainer.algorithm import Algorithm, choose_algorithm
 from services.trainer.backends.compile_layers import compile_model
 from services.trainer.backends.recompute_layers import recompute_layers
 from services.trainer.backends.torch_backend import AdamW, TorchBackend
-from services.trainer.learner import Learner
-from services.trainer.load_model import load_policy
+from services.trainer.estimates import Estimators
+from services.trainer.frozen_model import FrozenModel
+from services.trainer.learner import Learner, RankLearner, Reference
+from services.trainer.load_model import load_causal_lm, load_policy
 from services.trainer.ranks import OneRank, Ranks
 from services.trainer.schedule import learning_rate
-from services.trainer.train_step import StepTrainer
+from services.trainer.scoring_model import ScoringModel
+from services.trainer.token_scores import Entropy
+from services.trainer.train_step import Critic, Rate, StepTrainer
+from services.trainer.value_model import ValueModel
 from shared.run_settings import RunSettings
 
 
 def open_learner(settings: RunSettings, device: torch.device, ranks: Ranks | None = None) -> Learner:
     """The run's initial models; RunRejected if they cannot be trained."""
-    ranks = ranks or OneRank()
-    trainer, folder = settings.trainer, Path(settings.model.path).expanduser()
-    algorithm = choose_algorithm(settings)
-    policy = load_policy(folder, settings.model.trust_remote_code, algorithm.temperature, device, algorithm.entropy)
-    if trainer.recompute:
-        recompute_layers(policy.core)
-    if trainer.compile:
-        compile_model(policy, policy.core)
-    backend = TorchBackend(policy, getattr(torch, settings.model.dtype), adamw_of(settings), folder, ranks)
-    rate = partial(
-        learning_rate,
-        steps=trainer.steps,
-        peak=trainer.learning_rate,
-        warmup=trainer.warmup_steps,
-        shape=trainer.schedule,
-        min_ratio=trainer.min_learning_rate_ratio,
-    )
-    steps = StepTrainer(backend, algorithm, rate, trainer.max_tokens_per_gpu, settings.kind == "rl", ranks)
-    return Learner(backend, steps)
+    return _Opening(settings, choose_algorithm(settings), device, ranks or OneRank()).learner()
+
+
+class _Opening:
+    """The models of one run, one after the other."""
+
+    def __init__(self, settings: RunSettings, algorithm: Algorithm, device: torch.device, ranks: Ranks) -> None:
+        self._settings, self._algorithm, self._device, self._ranks = settings, algorithm, device, ranks
+        self._dtype: torch.dtype = getattr(torch, settings.model.dtype)
+        self._initial = Path(settings.model.path).expanduser()
+
+    def learner(self) -> Learner:
+        policy, critic, reference = self._policy(), self._critic(), self._reference()
+        algorithm, trainer = self._algorithm, self._settings.trainer
+        estimators = Estimators(
+            policy=policy if algorithm.needs_proximal else None,
+            reference=reference.model if reference else None,
+            teacher=self._frozen(Path(trainer.distillation.teacher)) if algorithm.needs_teacher else None,
+            critic=critic.backend if critic else None,
+        )
+        steps = StepTrainer(
+            policy=policy,
+            algorithm=algorithm,
+            learning_rate=self._rate(trainer.learning_rate),
+            max_tokens=trainer.max_tokens_per_gpu,
+            kind=self._settings.kind,
+            ranks=self._ranks,
+            estimators=estimators,
+            critic=critic,
+        )
+        return RankLearner(policy, steps, critic.backend if critic else None, reference)
+
+    def _policy(self) -> TorchBackend:
+        entropy = Entropy(self._algorithm.entropy)
+        trust, temperature = self._settings.model.trust_remote_code, self._algorithm.temperature
+        return self._trained(load_policy(self._initial, trust, temperature, self._device, entropy), self._initial)
+
+    def _critic(self) -> Critic | None:
+        if not self._algorithm.needs_values:
+            return None
+        critic = self._settings.trainer.critic
+        folder = Path(critic.path).expanduser() if critic.path else self._initial
+        body = load_causal_lm(folder, self._settings.model.trust_remote_code, self._device)
+        backend = self._trained(ValueModel(body, self._settings.seed), folder)
+        return Critic(backend, self._rate(critic.learning_rate))
+
+    def _trained(self, model: ScoringModel, folder: Path) -> TorchBackend:
+        trainer = self._settings.trainer
+        if trainer.recompute:
+            recompute_layers(model.core)
+        if trainer.compile:
+            compile_model(model, model.core)
+        return TorchBackend(model, self._dtype, adamw_of(self._settings), folder, self._ranks)
+
+    def _reference(self) -> Reference | None:
+        if not self._algorithm.needs_reference:
+            return None
+        kl = self._settings.trainer.kl
+        folder = Path(kl.reference).expanduser() if kl.reference else self._initial
+        return Reference(self._frozen(folder), kl.refresh_every)
+
+    def _frozen(self, folder: Path) -> FrozenModel:
+        trust, temperature = self._settings.model.trust_remote_code, self._algorithm.temperature
+        model = load_policy(folder.expanduser(), trust, temperature, self._device)
+        return FrozenModel(model, self._dtype, self._ranks, self._settings.trainer.offload_frozen)
+
+    def _rate(self, peak: float) -> Rate:
+        trainer = self._settings.trainer
+        return partial(
+            learning_rate,
+            steps=trainer.steps,
+            peak=peak,
+            warmup=trainer.warmup_steps,
+            shape=trainer.schedule,
+            min_ratio=trainer.min_learning_rate_ratio,
+        )
 
 
 def adamw_of(settings: RunSettings) -> AdamW:
-    """The optimizer of the policy."""
+    """The optimizer of policy and critic."""
     trainer = settings.trainer
     betas = (trainer.adam_beta1, trainer.adam_beta2)
     return AdamW(betas, trainer.adam_epsilon, trainer.weight_decay, trainer.max_grad_norm, trainer.offload_optimizer)

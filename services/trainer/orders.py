@@ -26,7 +26,7 @@ class Orders:
     """A one-way channel from rank 0; every rank must make it at the same time."""
 
     def __init__(self) -> None:
-        self._group: ProcessGroup = distributed.new_group(backend="gloo", timeout=PATIENCE)
+        self._group = cast(ProcessGroup, distributed.new_group(backend="gloo", timeout=PATIENCE))
 
     def send(self, name: Name, **given: Any) -> None:
         """Rank 0: tell all others."""

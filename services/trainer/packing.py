@@ -1,6 +1,7 @@
 """A rank's samples -> packed micro-batches under a token budget: no padding between them, no sequence cut."""
 
 from dataclasses import dataclass, fields
+from typing import Any, cast
 
 import torch
 
@@ -58,24 +59,42 @@ def with_columns(packed: list[PackedSequences], columns: TrainedTokens) -> list[
 
 def select(columns: TrainedTokens, rows: torch.Tensor | slice, device: torch.device) -> TrainedTokens:
     """The same columns of these rows only."""
-    chosen = {field.name: getattr(columns, field.name) for field in fields(columns)}
-    return TrainedTokens(**{k: None if v is None else v[rows].to(device, non_blocking=True) for k, v in chosen.items()})
+    given: dict[str, torch.Tensor | None] = {field.name: getattr(columns, field.name) for field in fields(columns)}
+    chosen = {k: None if v is None else v[rows].to(device, non_blocking=True) for k, v in given.items()}
+    return TrainedTokens(**cast(dict[str, Any], chosen))
 
 
-def pack(batch: TrainingBatch, max_tokens: int, chosen: torch.Tensor | None = None) -> list[PackedSequences]:
+def pack(
+    batch: TrainingBatch, max_tokens: int, chosen: torch.Tensor | None = None, pairs: bool = False
+) -> list[PackedSequences]:
     """Cut a rank's samples into micro-batches; samples without a trained token are left out.
 
     Args:
-        max_tokens: budget of a micro-batch; a sample that is longer goes alone.
+        max_tokens: budget of a micro-batch; a sample, or pair, that is longer goes alone.
         chosen: [samples] bool, to pack only these.
+        pairs: keep the samples of a pair in one micro-batch.
     """
     counts = torch.bincount(batch.sample, weights=batch.loss_mask.double(), minlength=len(batch.lengths))
     trained = counts > 0
     wanted = torch.nonzero(trained if chosen is None else trained & chosen).flatten()
-    # neighbours of similar length make micro-batches that attention can take apart with little padding
-    order = wanted[torch.argsort(batch.lengths[wanted], descending=True, stable=True)]
-    sizes: list[int] = batch.lengths[order].tolist()
-    return [_pack(batch, order[start:end]) for start, end in balanced_parts(sizes, max_tokens)]
+    units = _units(batch, wanted, pairs)
+    sizes = [int(batch.lengths[unit].sum()) for unit in units]
+    return [_pack(batch, _by_length(batch, units[start:end])) for start, end in balanced_parts(sizes, max_tokens)]
+
+
+def _units(batch: TrainingBatch, wanted: torch.Tensor, pairs: bool) -> list[torch.Tensor]:
+    """What stays together, the longest first: neighbours of similar length leave attention little padding."""
+    if not pairs:
+        return list(wanted[torch.argsort(batch.lengths[wanted], descending=True, stable=True)].split(1))
+    first = (batch.lengths.cumsum(0) - batch.lengths)[wanted]
+    pair = batch.pair[first] // 2
+    units = [wanted[pair == number] for number in pair.unique().tolist()]
+    return sorted(units, key=lambda unit: -int(batch.lengths[unit].sum()))
+
+
+def _by_length(batch: TrainingBatch, units: list[torch.Tensor]) -> torch.Tensor:
+    samples = torch.cat(units)
+    return samples[torch.argsort(batch.lengths[samples], descending=True, stable=True)]
 
 
 def idle_pack() -> PackedSequences:

@@ -8,11 +8,12 @@ from transformers import PreTrainedModel
 
 from services.trainer.packed_attention import plan_attention
 from services.trainer.packing import PackedSequences
+from services.trainer.scoring_model import ScoringModel
 from services.trainer.token_scores import ChunkScores, Entropy, chunk_scores, head_of, token_scores
 from shared.errors import RunRejected
 
 
-class PolicyModel(nn.Module):
+class PolicyModel(ScoringModel):
     """A Hugging Face causal LM at one sampling temperature."""
 
     def __init__(self, causal_lm: PreTrainedModel, temperature: float, entropy: Entropy = Entropy.NONE) -> None:

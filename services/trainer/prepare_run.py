@@ -13,10 +13,10 @@ from services.trainer.checkpoint_writer import CheckpointWriter
 from services.trainer.compute_thread import ComputeThread
 from services.trainer.evaluation_gate import EvaluationGate
 from services.trainer.fetch_payloads import fetch_step
+from services.trainer.learner import Learner
 from services.trainer.ledger_on_disk import LedgerOnDisk
 from services.trainer.load_model import choose_device
 from services.trainer.loop import TrainingLoop
-from services.trainer.learner import Learner
 from services.trainer.publish_versions import CountedVersions, PublishedVersions, Publisher
 from services.trainer.recorded_run import note_run, owner_of
 from services.trainer.retention import Retention

@@ -2,11 +2,12 @@
 
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Protocol
+from typing import Protocol, cast
 
 import torch
 from torch import distributed
 from torch.distributed import ProcessGroup, ReduceOp
+from torch.distributed.distributed_c10d import get_node_local_rank
 
 
 class Ranks(Protocol):
@@ -105,9 +106,11 @@ def join_ranks(deadline_s: float) -> Ranks:
 def ranks_of_group(timeout: timedelta) -> Ranks:
     """The ranks of the process group that this process has joined."""
     rank, size = distributed.get_rank(), distributed.get_world_size()
-    small, writers = (distributed.new_group(backend="gloo", timeout=timeout) for _ in range(2))
-    return ManyRanks(rank, size, small, writers) if size > 1 else OneRank()
+    if size == 1:
+        return OneRank()
+    small, writers = (cast(ProcessGroup, distributed.new_group(backend="gloo", timeout=timeout)) for _ in range(2))
+    return ManyRanks(rank, size, small, writers)
 
 
 def _local_device() -> int:
-    return distributed.get_node_local_rank(0) % torch.cuda.device_count()
+    return get_node_local_rank(0) % torch.cuda.device_count()

@@ -9,11 +9,13 @@ from redis.asyncio import Redis
 
 from services.trainer.checkpoint import UNREADABLE, Checkpoint, Checkpoints
 from services.trainer.compute_thread import ComputeThread
-from services.trainer.load_model import choose_device
 from services.trainer.learner import Learner
+from services.trainer.load_model import choose_device
 from services.trainer.open_learner import open_learner
+from services.trainer.ranks import OneRank
 from services.trainer.recorded_run import RecordedRun, find_run
 from services.trainer.recorded_steps import RecordedSteps
+from services.trainer.share_step import share_of
 from shared.errors import RunRejected
 from shared.logs import Log
 from shared.run_settings import RunSettings
@@ -75,10 +77,10 @@ async def reach(recordings: Recordings, run: RecordedRun, step: int) -> Reached:
     steps = await recordings.steps(run)
     async with computing(run.settings) as compute:
         reached = await _begin(recordings, run, step, compute)
-        trainer = step_trainer(run.settings, reached.learner)
         for number in range(reached.step + 1, step + 1):
             recorded = await steps.read(number)
-            await compute.run(trainer.train, recorded.rollouts, recorded.intent)
+            share = share_of(run.settings, recorded.intent, OneRank())
+            await compute.run(reached.learner.train, recorded.rollouts, recorded.intent, share)
             recordings.log.info("step_trained_again", run=run.run, step=number, until=step)
     return Reached(step, reached.learner, reached.begin)
 

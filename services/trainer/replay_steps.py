@@ -4,7 +4,6 @@ from collections.abc import AsyncGenerator
 from dataclasses import asdict, dataclass
 from typing import Any
 
-
 from services.trainer.checkpoint import UNREADABLE, Checkpoint
 from services.trainer.compare_replay import (
     Pair,
@@ -15,12 +14,14 @@ from services.trainer.compare_replay import (
     not_compared,
 )
 from services.trainer.compute_thread import ComputeThread
-from services.trainer.load_model import choose_device
 from services.trainer.learner import Learner
+from services.trainer.load_model import choose_device
 from services.trainer.open_learner import open_learner
+from services.trainer.ranks import OneRank
 from services.trainer.reach_step import Reached, Recordings, computing, reach, read_own
 from services.trainer.recorded_run import RecordedRun
 from services.trainer.recorded_steps import RecordedSteps
+from services.trainer.share_step import share_of
 from shared.errors import RunRejected, SettingsError
 from shared.run_settings import RunSettings
 from shared.settings import Tree, merge, validate
@@ -81,10 +82,10 @@ async def replay(
     recordings.log.info("replay_begins", run=run.run, state=before.begin, first=first, last=until)
     async with computing(settings) as compute:
         learner = await _changed(before, run.settings, settings, compute)
-        trainer = step_trainer(settings, learner)
         for step in range(first, until + 1):
             recorded = await steps.read(step)
-            metrics = await compute.run(trainer.train, recorded.rollouts, recorded.intent)
+            share = share_of(settings, recorded.intent, OneRank())
+            metrics = await compute.run(learner.train, recorded.rollouts, recorded.intent, share)
             differing = differing_metrics(recorded.metrics, metrics)
             yield StepComparison(
                 step,
@@ -105,15 +106,13 @@ def _check_range(run: RecordedRun, first: int, last: int, settings: RunSettings,
         raise SettingsError(f"trainer.steps is {settings.trainer.steps}; write {last} or more to replay step {last}")
 
 
-async def _changed(
-    before: Reached, recorded: RunSettings, settings: RunSettings, compute: ComputeThread
-) -> Learner:
+async def _changed(before: Reached, recorded: RunSettings, settings: RunSettings, compute: ComputeThread) -> Learner:
     """The same state under the changed settings of the optimizer."""
     if settings == recorded:
         return before.learner
     learner = await compute.run(open_learner, settings, choose_device(settings.engine.device))
     await compute.run(learner.load_state, before.learner.state())
-    return backend
+    return learner
 
 
 def _check_weights(

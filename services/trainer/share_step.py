@@ -3,8 +3,10 @@
 import heapq
 from dataclasses import dataclass
 
+from services.trainer.ranks import Ranks
 from shared.errors import RunRejected
 from shared.messages import StepIntent
+from shared.run_settings import RunSettings
 
 Attempts = dict[int, list[int] | None]
 """Group id -> the attempts of it that a rank trains, ascending; None for all."""
@@ -20,6 +22,11 @@ class Share:
     def attempts(self) -> Attempts:
         """Of all updates together; no group is in two."""
         return {group: attempts for update in self.updates for group, attempts in update.items()}
+
+
+def share_of(settings: RunSettings, intent: StepIntent, ranks: Ranks) -> Share:
+    """What this rank trains of a step; the same rule on every rank."""
+    return share_step(intent, ranks.size, settings.trainer.updates_per_step, settings.kind == "dpo")[ranks.rank]
 
 
 def share_step(intent: StepIntent, ranks: int, updates: int, together: bool = False) -> list[Share]:

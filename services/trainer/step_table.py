@@ -1,4 +1,4 @@
-"""The rollouts of a step on all ranks -> one small table, the same on every rank: a row a sample, without its tokens."""
+"""The rollouts of a step on all ranks -> one small table, the same on every rank: a row for each sample."""
 
 import zlib
 from collections.abc import Sequence
@@ -43,11 +43,18 @@ class StepTable:
 
     def samples(self) -> Samples:
         """What advantages are made of."""
-        _, group = np.unique(self.group_id, return_inverse=True)
-        _, attempt = np.unique(np.stack([self.group_id, self.attempt]), axis=1, return_inverse=True)
-        _, dataset = np.unique(self.dataset, return_inverse=True)
-        index = (torch.from_numpy(column).long().flatten() for column in (group, attempt, dataset))
-        return Samples(torch.from_numpy(self.reward), *index, torch.from_numpy(self.trained_tokens))
+        executions = np.stack([self.group_id, self.attempt])
+        return Samples(
+            reward=torch.from_numpy(self.reward),
+            group=_numbered(np.unique(self.group_id, return_inverse=True)[1]),
+            attempt=_numbered(np.unique(executions, axis=1, return_inverse=True)[1]),
+            dataset=_numbered(np.unique(self.dataset, return_inverse=True)[1]),
+            trained=torch.from_numpy(np.ascontiguousarray(self.trained_tokens)),
+        )
+
+
+def _numbered(index: Whole) -> torch.Tensor:
+    return torch.from_numpy(index).long().flatten()
 
 
 WHOLE_COLUMNS = 11

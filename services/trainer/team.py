@@ -12,7 +12,7 @@ from services.trainer.open_learner import open_learner
 from services.trainer.orders import Orders
 from services.trainer.ranks import OneRank, Ranks, join_ranks
 from services.trainer.recorded_run import owner_of
-from services.trainer.share_step import Share, share_step
+from services.trainer.share_step import Share, share_of
 from shared.logs import Log
 from shared.messages import StepIntent
 from shared.run_settings import RunSettings
@@ -52,12 +52,6 @@ class Team:
         """Let the others end; to be called once nothing is computed any more."""
         if self.orders is not None:
             self.orders.send("exit")
-
-
-def share_of(settings: RunSettings, intent: StepIntent, ranks: Ranks) -> Share:
-    """The same rule on every rank."""
-    together = settings.kind == "dpo"
-    return share_step(intent, ranks.size, settings.trainer.updates_per_step, together)[ranks.rank]
 
 
 def join_team() -> Team:

@@ -79,7 +79,7 @@ def token_scores(
     entropy: Entropy,
     score: ChunkScores,
 ) -> Scores:
-    """As `chunk_scores`, in as many chunks as CHUNK_ELEMENTS asks for; `score` is that function or its compiled form."""
+    """As `chunk_scores`, in chunks of CHUNK_ELEMENTS; `score` is that function or its compiled form."""
     if len(hidden) <= 1:
         # no row, or one, would need compiled graphs of their own
         score = chunk_scores

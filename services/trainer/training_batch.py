@@ -28,6 +28,8 @@ class TrainingBatch:
     """[samples] int64: prompt and response tokens."""
     sample: torch.Tensor
     """[tokens] int64: which sample the token belongs to."""
+    pair: torch.Tensor
+    """[tokens] int64: 2 p for the first and 2 p + 1 for the second attempt of the batch's p-th group."""
 
 
 def training_batch(rollouts: list[Rollout]) -> TrainingBatch:
@@ -39,6 +41,9 @@ def training_batch(rollouts: list[Rollout]) -> TrainingBatch:
     lengths = torch.tensor([len(r.prompt_ids) + len(r.token_ids) for r in rollouts], dtype=torch.int64)
     loss_mask = torch.from_numpy(_joined(masks, np.int32)).bool()
     first = lengths.cumsum(0) - lengths
+    _, group = np.unique(np.asarray([r.group_id for r in rollouts], np.int64), return_inverse=True)
+    pair = torch.from_numpy(2 * group + np.asarray([r.attempt for r in rollouts], np.int64))
+    sample = torch.repeat_interleave(torch.arange(len(rollouts)), lengths)
     loss_mask[first[lengths > 0]] = False
     return TrainingBatch(
         token_ids=torch.from_numpy(_joined(token_ids, np.int32)).long(),
@@ -46,7 +51,8 @@ def training_batch(rollouts: list[Rollout]) -> TrainingBatch:
         behaviour_logprobs=torch.from_numpy(_joined(logprobs, np.float32)) * loss_mask,
         versions=torch.from_numpy(_joined(versions, np.int32)),
         lengths=lengths,
-        sample=torch.repeat_interleave(torch.arange(len(rollouts)), lengths),
+        sample=sample,
+        pair=pair.long()[sample],
     )
 
 

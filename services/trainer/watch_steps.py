@@ -48,6 +48,6 @@ class StepWatch:
         if self.stop_on_nan:
             raise RunRejected(
                 f"the gradient of step {step} is not finite, and trainer.nan_policy is 'stop'; lower"
-                " trainer.learning_rate, or write nan_policy = \"skip\" to leave such steps out and count them"
+                ' trainer.learning_rate, or write nan_policy = "skip" to leave such steps out and count them'
             )
         await self.tell("step_skipped", {"step": step, "loss": metrics.get("loss")})

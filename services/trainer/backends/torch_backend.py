@@ -8,7 +8,6 @@ from pathlib import Path
 
 import torch
 from torch import nn
-from transformers import PreTrainedModel
 from transformers.core_model_loading import revert_weight_conversion
 
 from services.trainer.backend import State
@@ -18,6 +17,7 @@ from services.trainer.losses.loss_totals import LossTotals
 from services.trainer.losses.token_loss import LossFunction, Predictions
 from services.trainer.packing import MicroBatch, PackedSequences
 from services.trainer.ranks import OneRank, Ranks
+from services.trainer.scoring_model import ScoringModel, ask, on_cpu
 from shared.errors import RunRejected
 
 MOMENTS = ("exp_avg", "exp_avg_sq", "step")
@@ -34,13 +34,6 @@ class AdamW:
     max_grad_norm: float
     offload: bool = False
     """Keep moments and float32 weights in the host's memory."""
-
-
-class ScoringModel(nn.Module):
-    """What the backend trains: `forward(packed)` gives the fields of Predictions as a tuple."""
-
-    core: PreTrainedModel
-    """The part that has Hugging Face names."""
 
 
 class TorchBackend:
@@ -63,10 +56,10 @@ class TorchBackend:
     def predict(self, packed: list[PackedSequences]) -> list[Predictions]:
         """See Backend."""
         with torch.no_grad():
-            return [_on_cpu(self._predict(part)) for part in packed]
+            return [on_cpu(ask(self._model, part, self._device)) for part in packed]
 
     def train_step(
-        self, micro_batches: list[MicroBatch], loss: LossFunction, learning_rate: float, seed: int
+        self, micro_batches: list[MicroBatch], loss: LossFunction, learning_rate: float | None, seed: int
     ) -> dict[str, float]:
         """See Backend. A gradient that is not finite skips the step: the weights stay as they are."""
         torch.manual_seed(seed)
@@ -74,11 +67,11 @@ class TorchBackend:
         totals = LossTotals()
         for micro_batch in micro_batches:
             on_device = micro_batch.to(self._device)
-            part = loss(self._predict(on_device.packed), on_device.trained)
+            part = loss(ask(self._model, on_device.packed, self._device), on_device.trained)
             part.loss.backward()
             totals.add(part, len(on_device.packed.rows))
         norm = float(whole(nn.utils.clip_grad_norm_(self._masters.named.values(), self._max_grad_norm)))
-        if math.isfinite(norm):
+        if math.isfinite(norm) and learning_rate is not None:
             self._move(learning_rate)
         self._masters.zero_grad()
         return {**totals.metrics(self._ranks), "grad_norm": norm, "step_skipped": float(not math.isfinite(norm))}
@@ -115,9 +108,6 @@ class TorchBackend:
             for file in self._source.glob(pattern):
                 shutil.copy2(file, folder / file.name)
 
-    def _predict(self, packed: PackedSequences) -> Predictions:
-        return Predictions(*self._model(packed.to(self._device)))
-
     def _move(self, learning_rate: float) -> None:
         for group in self._optimizer.param_groups:
             group["lr"] = learning_rate
@@ -149,11 +139,6 @@ def _core_weights(model: nn.Module) -> dict[str, torch.Tensor]:
     kept = model.state_dict()
     named = {name: parameter.detach() for name, parameter in model.named_parameters()}
     return {**named, **{name: buffer for name, buffer in model.named_buffers() if name in kept}}
-
-
-def _on_cpu(predictions: Predictions) -> Predictions:
-    columns = (predictions.logprobs, predictions.entropy, predictions.values)
-    return Predictions(*(None if column is None else column.cpu() for column in columns))  # type: ignore[arg-type]
 
 
 @torch.no_grad()
