@@ -24,7 +24,7 @@ def product_step(
     if recompute:
         recompute_layers(policy.core)
     if is_compiled:
-        compile_model(policy, policy.core)
+        compile_model(policy, policy.core, recompute)
     backend = TorchBackend(policy, torch.bfloat16, AdamW((0.9, 0.95), 1e-8, 0.0, 1.0), folder)
 
     def step(number: int) -> dict[str, float]:

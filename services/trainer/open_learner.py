@@ -26,7 +26,7 @@ def open_learner(settings: RunSettings, device: torch.device, ranks: Ranks | Non
     if trainer.recompute:
         recompute_layers(policy.core)
     if trainer.compile:
-        compile_model(policy, policy.core)
+        compile_model(policy, policy.core, trainer.recompute)
     backend = TorchBackend(policy, getattr(torch, settings.model.dtype), adamw_of(settings), folder, ranks)
     rate = partial(
         learning_rate,
