@@ -40,7 +40,7 @@ class Speed:
     failure: str = ""
 
     def tflops(self) -> float:
-        """Of both passes, counting pairs that causality leaves: 2 products forward, 5 backward (Dao 2023, section 4)."""
+        """Of both passes, for the pairs that causality leaves: 2 products forward, 5 backward (Dao 2023, section 4)."""
         assert self.forward_ms is not None and self.backward_ms is not None
         pairs = TOKENS * self.length / 2
         return 7 * 2 * pairs * HEADS * DIM / (self.forward_ms + self.backward_ms) / 1e9
