@@ -10,7 +10,7 @@ from torch.nn import functional
 from transformers import AutoModelForCausalLM
 
 from benchmarks.trainer_product import LEARNING_RATE
-from benchmarks.trainer_samples import clipped_loss, columns_of, random_batch
+from benchmarks.trainer_samples import GRPO_LOSS, columns_of, random_batch
 from benchmarks.trainer_shapes import MICRO_BATCHES, Shape
 from services.trainer.losses.token_loss import Predictions, TrainedTokens
 from services.trainer.packing import select
@@ -59,4 +59,4 @@ def _loss(
     logprobs = -functional.cross_entropy(logits.float().flatten(0, 1), ids[:, 1:].flatten(), reduction="none")
     trained = torch.cat([s[1:] for s in samples])
     kept = logprobs[mask[:, 1:].flatten().bool()]
-    return clipped_loss(Predictions(kept), select(columns, trained, device)).loss
+    return GRPO_LOSS(Predictions(kept), select(columns, trained, device)).loss

@@ -52,7 +52,7 @@ def test_flops_are_those_of_the_products_that_a_pass_makes(folder: Path) -> None
     products = counted.get_flop_counts()["Global"]
     attention = products[torch.ops.aten.bmm]
     assert sum(products.values()) - attention == 6 * TINY.matrices() * 64
-    assert TINY.flops([64]) - 6 * TINY.matrices() * 64 == pytest.approx(attention / 2, rel=0.02)
+    assert TINY.flops().of([64]) - 6 * TINY.matrices() * 64 == pytest.approx(attention / 2, rel=0.02)
 
 
 def test_the_0_6b_shape_has_as_many_parameters_as_its_name_says() -> None:
