@@ -18,7 +18,7 @@ class PolicyModel(nn.Module):
     def __init__(self, causal_lm: PreTrainedModel, temperature: float, entropy: Entropy = Entropy.NONE) -> None:
         super().__init__()
         self.core = causal_lm
-        self._temperature, self._entropy = temperature, entropy
+        self._temperature, self._entropy = temperature, Entropy(entropy)
         self.score: ChunkScores = chunk_scores
         """What makes log-probabilities of hidden states: as it is, or compiled."""
         self.are_logits_kept = False
