@@ -1,9 +1,9 @@
 """Random samples -> tokens a second, MFU and memory of training steps: `python -m benchmarks.trainer`.
 
-Full parameters, bfloat16 with float32 weights and moments, AdamW, clipped gradients, a clipped policy loss over all
-tokens; a step has four micro-batches of 16,384 tokens. MFU is FLOPs (`Shape.flops`: causal attention, nothing that is
-computed again) a second over a peak: the vendor's dense bfloat16 figure for the H100 SXM, 989 TFLOP/s, and the 800
-TFLOP/s that large products of matrices reach on one.
+Full parameters, bfloat16 with float32 weights and moments, AdamW, clipped gradients, GRPO's loss over all tokens; a
+step has four micro-batches of 16,384 tokens. MFU is the FLOPs of the model (`services.trainer.flops`: of attention
+those that causality leaves, and nothing that is computed again) in a second, over a peak: the vendor's figure for the
+H100 SXM in dense bfloat16, 989 TFLOP/s, or the 800 TFLOP/s that large products of matrices reach on one.
 """
 
 import argparse
@@ -84,7 +84,7 @@ class Result:
 def measure(kind: Kind, case: Case, shape: Shape, folder: Path, device: torch.device, steps: int) -> Result:
     """A fresh model; one step that may compile, some that warm up, and `steps` that are measured."""
     lengths = lengths_of(kind, shape)
-    unmeasured = Result(kind, case.name, len(lengths), sum(lengths), shape.flops(lengths) / 1e12)
+    unmeasured = Result(kind, case.name, len(lengths), sum(lengths), shape.flops().of(lengths) / 1e12)
     try:
         step = _open(case, folder, shape, lengths, device)
         first, loss = _seconds(lambda: step(0)["loss"], device)

@@ -10,7 +10,7 @@ from torch.nn import functional
 from transformers import AutoModelForCausalLM
 
 from benchmarks.trainer_product import LEARNING_RATE
-from benchmarks.trainer_samples import clipped_loss, columns_of, random_batch
+from benchmarks.trainer_samples import GRPO_LOSS, columns_of, random_batch
 from benchmarks.trainer_shapes import MICRO_BATCHES, Shape
 from services.trainer.losses.token_loss import Predictions, TrainedTokens
 from services.trainer.packing import select
@@ -56,7 +56,10 @@ def _loss(
     ids, mask = ids.to(device), mask.to(device)
     with torch.autocast(device.type, torch.bfloat16):
         logits = model(input_ids=ids, attention_mask=mask).logits[:, :-1]
-    logprobs = -functional.cross_entropy(logits.float().flatten(0, 1), ids[:, 1:].flatten(), reduction="none")
+    # one sample after the other, so that no more than one is copied to float32 at a time
+    logprobs = [
+        -functional.cross_entropy(row[: len(s) - 1].float(), wanted[1 : len(s)], reduction="none")
+        for row, wanted, s in zip(logits, ids, samples, strict=True)
+    ]
     trained = torch.cat([s[1:] for s in samples])
-    kept = logprobs[mask[:, 1:].flatten().bool()]
-    return clipped_loss(Predictions(kept), select(columns, trained, device)).loss
+    return GRPO_LOSS(Predictions(torch.cat(logprobs)), select(columns, trained, device)).loss

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import torch
 
-from benchmarks.trainer_samples import clipped_loss, columns_of, random_batch
+from benchmarks.trainer_samples import GRPO_LOSS, columns_of, random_batch
 from benchmarks.trainer_shapes import Shape
 from services.trainer.backends.compile_layers import compile_model
 from services.trainer.backends.recompute_layers import recompute_layers
@@ -24,12 +24,12 @@ def product_step(
     if recompute:
         recompute_layers(policy.core)
     if is_compiled:
-        compile_model(policy, policy.core)
+        compile_model(policy, policy.core, recompute)
     backend = TorchBackend(policy, torch.bfloat16, AdamW((0.9, 0.95), 1e-8, 0.0, 1.0), folder)
 
     def step(number: int) -> dict[str, float]:
         batch = random_batch(lengths, shape.vocabulary, number)
         micro_batches = with_columns(pack(batch, shape.budget), columns_of(batch, number))
-        return backend.train_step(micro_batches, clipped_loss, LEARNING_RATE, number)
+        return backend.train_step(micro_batches, GRPO_LOSS, LEARNING_RATE, number)
 
     return step

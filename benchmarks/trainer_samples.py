@@ -1,15 +1,22 @@
-"""Lengths -> random attempts of a step, laid out by the trainer's own code, and the columns of a clipped loss."""
+"""Lengths -> random attempts of a step, laid out by the trainer's own code, and the columns and loss of GRPO."""
+
+from functools import partial
 
 import numpy as np
 import torch
 
-from services.trainer.advantages.grpo import grpo_advantages
-from services.trainer.losses.token_loss import Predictions, TokenLoss, TrainedTokens
+from services.trainer.advantages.grpo import grpo
+from services.trainer.advantages.samples import Samples
+from services.trainer.losses.policy_loss import PolicyLoss
+from services.trainer.losses.ppo_clip import ppo_clip
+from services.trainer.losses.token_loss import TrainedTokens
+from services.trainer.losses.token_weights import token_weights
 from services.trainer.training_batch import TrainingBatch, training_batch
 from shared.messages import Rollout
 
 GROUP_SIZE = 4
-CLIP = 0.2
+GRPO_LOSS = PolicyLoss(partial(ppo_clip, clip_low=0.2, clip_high=0.2))
+"""For the product and its peer alike."""
 
 
 def random_batch(lengths: list[int], vocabulary: int, seed: int) -> TrainingBatch:
@@ -19,25 +26,26 @@ def random_batch(lengths: list[int], vocabulary: int, seed: int) -> TrainingBatc
 
 
 def columns_of(batch: TrainingBatch, seed: int) -> TrainedTokens:
-    """Columns of [tokens] over the batch: GRPO's advantages of random rewards, and the mean over trained tokens."""
-    random = torch.Generator().manual_seed(seed)
-    samples, tokens = len(batch.lengths), len(batch.token_ids)
-    rewards = torch.randint(0, 2, (samples,), generator=random).double()
-    advantages = grpo_advantages(rewards, torch.arange(samples) // GROUP_SIZE, True).float()
+    """Columns of [tokens] over the batch: advantages of random rewards, and the mean over trained tokens."""
+    samples = _samples(batch, seed)
     return TrainedTokens(
         behaviour_logprobs=batch.behaviour_logprobs,
-        advantages=advantages[batch.sample],
-        weights=batch.loss_mask / batch.loss_mask.sum(),
-        staleness=torch.zeros(tokens, dtype=torch.int32),
+        advantages=grpo(samples).float()[batch.sample],
+        weights=token_weights(batch.loss_mask, batch.sample, samples, "token"),
+        staleness=torch.zeros(len(batch.token_ids), dtype=torch.int32),
         sample=batch.sample,
     )
 
 
-def clipped_loss(predictions: Predictions, tokens: TrainedTokens) -> TokenLoss:
-    """max(-r A, -clip(r) A), weighted (Schulman et al. 2017, PPO, equation 7); for the product and its peer alike."""
-    ratio = (predictions.logprobs - tokens.behaviour_logprobs).exp()
-    free, clipped = -ratio * tokens.advantages, -ratio.clamp(1 - CLIP, 1 + CLIP) * tokens.advantages
-    return TokenLoss((torch.maximum(free, clipped) * tokens.weights).sum())
+def _samples(batch: TrainingBatch, seed: int) -> Samples:
+    random, number = torch.Generator().manual_seed(seed), torch.arange(len(batch.lengths))
+    return Samples(
+        reward=torch.randint(0, 2, (len(number),), generator=random).double(),
+        group=number // GROUP_SIZE,
+        attempt=number,
+        dataset=torch.zeros_like(number),
+        trained=torch.bincount(batch.sample, weights=batch.loss_mask.double()).long(),
+    )
 
 
 def _rollout(number: int, length: int, vocabulary: int, random: np.random.Generator) -> Rollout:

@@ -8,6 +8,8 @@ import numpy as np
 import torch
 from transformers import Qwen3Config, Qwen3ForCausalLM
 
+from services.trainer.flops import TrainingFlops
+
 Kind = Literal["2k", "16k", "mixed"]
 MICRO_BATCHES = 4
 """A step has so many token budgets of samples, so that gradients are added up over micro-batches as in a run."""
@@ -37,15 +39,9 @@ class Shape:
         attention = self.hidden * self.head_dim * 2 * (self.heads + self.kv_heads)
         return self.layers * (attention + 3 * self.hidden * self.feed_forward) + self.hidden * self.vocabulary
 
-    def flops(self, lengths: list[int]) -> float:
-        """Of one forward and backward pass over samples of these lengths; what is computed again is not counted.
-
-        6 N for each token, N being `matrices`, and 6 layers heads head_dim n^2 for a sample of n tokens: each of the
-        two products of attention is 2 heads head_dim for each of the n^2 / 2 pairs that causality leaves, and the
-        backward pass is twice the forward pass (Chowdhery et al. 2022, PaLM, appendix B, which counts all n^2 pairs).
-        """
-        pairs = sum(n * n for n in lengths)
-        return 6.0 * self.matrices() * sum(lengths) + 6.0 * self.layers * self.heads * self.head_dim * pairs
+    def flops(self) -> TrainingFlops:
+        """As the trainer counts its own; tied embeddings are multiplied with once, as the head."""
+        return TrainingFlops(self.matrices(), self.layers * self.heads * self.head_dim)
 
 
 SHAPES = {

@@ -16,10 +16,9 @@ from services.trainer.losses.token_loss import LossFunction
 from services.trainer.losses.token_weights import Aggregation
 from services.trainer.losses.value_loss import value_loss
 from services.trainer.own_functions import own_advantages
+from services.trainer.token_scores import Entropy
 from shared.run_settings import RunSettings
 from shared.trainer_settings import TrainerSettings
-
-EntropyUse = Literal["none", "metric", "loss"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +41,7 @@ class Algorithm:
     """First steps, in which only the critic is trained."""
     normalized_correction: CorrectionFunction | None = None
     """What `correct_step` works out before the step; None where the loss corrects by itself, or nothing does."""
-    entropy: EntropyUse = "none"
+    entropy: Entropy = Entropy.NONE
     needs_proximal: bool = False
     """Ask the policy before it changes; where False, what it says at its only update is the same."""
     needs_reference: bool = False
@@ -113,10 +112,10 @@ def _estimator(trainer: TrainerSettings) -> ScalarEstimator | Literal["reinforce
             return own_advantages(path)
 
 
-def _entropy(trainer: TrainerSettings) -> EntropyUse:
+def _entropy(trainer: TrainerSettings) -> Entropy:
     if trainer.loss.entropy_coef:
-        return "loss"
-    return "metric" if trainer.loss.entropy_metric else "none"
+        return Entropy.LOSS
+    return Entropy.METRIC if trainer.loss.entropy_metric else Entropy.NONE
 
 
 def _needs_proximal(trainer: TrainerSettings) -> bool:

@@ -16,7 +16,6 @@ from services.trainer.load_model import load_causal_lm, load_policy
 from services.trainer.ranks import OneRank, Ranks
 from services.trainer.schedule import learning_rate
 from services.trainer.scoring_model import ScoringModel
-from services.trainer.token_scores import Entropy
 from services.trainer.train_step import Critic, Rate, StepTrainer
 from services.trainer.value_model import ValueModel
 from shared.run_settings import RunSettings
@@ -57,9 +56,10 @@ class _Opening:
         return RankLearner(policy, steps, critic.backend if critic else None, reference)
 
     def _policy(self) -> TorchBackend:
-        entropy = Entropy(self._algorithm.entropy)
         trust, temperature = self._settings.model.trust_remote_code, self._algorithm.temperature
-        return self._trained(load_policy(self._initial, trust, temperature, self._device, entropy), self._initial)
+        return self._trained(
+            load_policy(self._initial, trust, temperature, self._device, self._algorithm.entropy), self._initial
+        )
 
     def _critic(self) -> Critic | None:
         if not self._algorithm.needs_values:
@@ -75,7 +75,7 @@ class _Opening:
         if trainer.recompute:
             recompute_layers(model.core)
         if trainer.compile:
-            compile_model(model, model.core)
+            compile_model(model, model.core, trainer.recompute)
         return TorchBackend(model, self._dtype, adamw_of(self._settings), folder, self._ranks)
 
     def _reference(self) -> Reference | None:

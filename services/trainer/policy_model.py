@@ -19,9 +19,11 @@ class PolicyModel(ScoringModel):
     def __init__(self, causal_lm: PreTrainedModel, temperature: float, entropy: Entropy = Entropy.NONE) -> None:
         super().__init__()
         self.core = causal_lm
-        self._temperature, self._entropy = temperature, entropy
+        self._temperature, self._entropy = temperature, Entropy(entropy)
         self.score: ChunkScores = chunk_scores
         """What makes log-probabilities of hidden states: as it is, or compiled."""
+        self.are_logits_kept = False
+        """For the backward pass, which otherwise makes them again."""
 
     def forward(self, packed: PackedSequences) -> tuple[torch.Tensor, torch.Tensor | None]:
         """log-softmax(logits / temperature) at the targets, and the entropy of softmax(logits / temperature).
@@ -29,9 +31,8 @@ class PolicyModel(ScoringModel):
         The first fields of Predictions, as a tuple: sharding hooks only see tensors in containers that torch knows.
         """
         hidden = self._hidden(packed).index_select(0, packed.rows)
-        logprobs, entropy = token_scores(
-            head_of(self.core), hidden, packed.targets, self._temperature, self._entropy, self.score
-        )
+        head, asked = head_of(self.core), (self._temperature, self._entropy)
+        logprobs, entropy = token_scores(head, hidden, packed.targets, *asked, self.score, self.are_logits_kept)
         return logprobs, None if self._entropy is Entropy.NONE else entropy
 
     def check(self) -> None:

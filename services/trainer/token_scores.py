@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 from enum import StrEnum
+from functools import partial
 from typing import Any, cast
 
 import torch
@@ -12,10 +13,9 @@ from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 
 CHUNK_ELEMENTS = {"cpu": 2**25, "cuda": 2**28}
-"""Logits held at once; more are made chunk by chunk, and again in the backward pass.
-
-On a GPU a chunk has to be large: each one reads the head's weights and adds up their gradient.
-"""
+"""Logits worked on at once; on a GPU many, as each chunk reads the head's weights and adds up their gradient."""
+KEPT_ELEMENTS = 2**32
+"""Logits that may be kept for the backward pass (8 GiB in bfloat16); of more, none are, and it makes them again."""
 Scores = tuple[torch.Tensor, torch.Tensor]
 """Log-probabilities and entropies, [rows] float32 each; the latter empty if they are not asked for."""
 
@@ -78,17 +78,24 @@ def token_scores(
     temperature: float,
     entropy: Entropy,
     score: ChunkScores,
+    keep: bool = False,
 ) -> Scores:
-    """As `chunk_scores`, in chunks of CHUNK_ELEMENTS; `score` is that function or its compiled form."""
+    """As `chunk_scores`, in as many chunks as CHUNK_ELEMENTS asks for.
+
+    Args:
+        score: that function or its compiled form.
+        keep: up to KEPT_ELEMENTS, keep the logits. Code that is not compiled would keep them in float32 too.
+    """
     if len(hidden) <= 1:
         # no row, or one, would need compiled graphs of their own
         score = chunk_scores
-    rows = max(1, CHUNK_ELEMENTS[hidden.device.type] // _vocabulary(head))
-    chunks = -(-len(hidden) // rows)
+    elements = len(hidden) * _vocabulary(head)
+    chunks = -(-elements // CHUNK_ELEMENTS[hidden.device.type])
     if chunks <= 1:
         return score(head, hidden, targets, temperature, entropy)
+    call = score if keep and elements <= KEPT_ELEMENTS else partial(_again_in_backward, score)
     made = [
-        _again_in_backward(score, head, part, wanted, temperature, entropy)
+        call(head, part, wanted, temperature, entropy)
         for part, wanted in zip(hidden.tensor_split(chunks), targets.tensor_split(chunks), strict=True)
     ]
     logprobs, entropies = zip(*made, strict=True)

@@ -11,10 +11,11 @@ GRAPHS = 32
 """Of one kind of layer: with and without gradients, with and without a window, packs of one sequence and of many."""
 
 
-def compile_model(model: nn.Module, core: PreTrainedModel) -> None:
+def compile_model(model: nn.Module, core: PreTrainedModel, recompute: bool) -> None:
     """In place; the first pass of each kind takes the time of a compilation.
 
     Numbers of tokens are left open in the graphs, so a pack of another length needs neither a new graph nor padding.
+    `recompute` says whether logits are to be made again in the backward pass too.
     """
     from torch import _dynamo as dynamo  # it takes a second to import, which only runs that compile should wait for
 
@@ -23,3 +24,4 @@ def compile_model(model: nn.Module, core: PreTrainedModel) -> None:
         layer.compile(dynamic=True)
     if isinstance(model, PolicyModel):
         model.score = torch.compile(model.score, dynamic=True)
+        model.are_logits_kept = not recompute

@@ -1,5 +1,6 @@
 """Random samples of given lengths in one pack, small models that differ in their attention, and one pass of both."""
 
+import numpy as np
 import torch
 from transformers import MistralConfig, MistralForCausalLM, PreTrainedModel, Qwen3Config, Qwen3ForCausalLM
 
@@ -7,7 +8,8 @@ from services.trainer.packed_attention import NAME
 from services.trainer.packing import PackedSequences, pack
 from services.trainer.policy_model import PolicyModel
 from services.trainer.token_scores import Entropy
-from services.trainer.training_batch import TrainingBatch
+from services.trainer.training_batch import training_batch
+from shared.messages import Rollout, spans
 
 VOCABULARY = 97
 SIZES = {
@@ -26,23 +28,37 @@ SIZES = {
 
 
 def pack_of(lengths: list[int], seed: int = 0) -> PackedSequences:
-    """One pack; about 6 of 10 tokens are trained."""
-    random = torch.Generator().manual_seed(seed)
-    sizes, tokens = torch.tensor(lengths), sum(lengths)
-    mask = torch.rand(tokens, generator=random) < 0.6
-    first = sizes.cumsum(0) - sizes
-    mask[first] = False
-    mask[first[sizes > 1] + 1] = True
-    batch = TrainingBatch(
-        token_ids=torch.randint(0, VOCABULARY, (tokens,), generator=random),
-        loss_mask=mask,
-        behaviour_logprobs=torch.zeros(tokens),
-        versions=torch.zeros(tokens, dtype=torch.int32),
-        lengths=sizes,
-        sample=torch.repeat_interleave(torch.arange(len(lengths)), sizes),
-    )
-    (packed,) = pack(batch, tokens)
+    """One pack; about 6 of 10 tokens are trained, and one at least of each sequence that has more than one."""
+    random = np.random.default_rng(seed)
+    batch = training_batch([_rollout(number, length, random) for number, length in enumerate(lengths)])
+    (packed,) = pack(batch, sum(lengths))
     return packed
+
+
+def _rollout(number: int, length: int, random: np.random.Generator) -> Rollout:
+    ids = random.integers(0, VOCABULARY, length).astype(np.int32)
+    mask = (random.random(length - 1) < 0.6).astype(int)
+    mask[:1] = 1
+    return Rollout(
+        group_id=number,
+        attempt=0,
+        group_size=1,
+        kind="train",
+        dataset="random",
+        row=number,
+        prompt="",
+        label=None,
+        metadata={},
+        prompt_ids=ids[:1],
+        token_ids=ids[1:],
+        logprobs=np.zeros(length - 1, np.float32),
+        loss_mask=spans(mask.tolist()),
+        weight_versions=spans([0] * (length - 1)),
+        finish_reason="length",
+        text="",
+        worker="test",
+        seconds=0.0,
+    )
 
 
 def grouped_heads() -> PreTrainedModel:

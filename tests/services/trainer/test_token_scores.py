@@ -20,22 +20,25 @@ def inputs(dtype: torch.dtype = torch.float64) -> tuple[nn.Linear, torch.Tensor,
     return head, hidden.requires_grad_(), torch.randint(0, VOCABULARY, (ROWS,), generator=random)
 
 
-def scored(chunk_rows: int, entropy: Entropy, monkeypatch: pytest.MonkeyPatch) -> list[torch.Tensor]:
+def scored(
+    chunk_rows: int, entropy: Entropy, monkeypatch: pytest.MonkeyPatch, keep: bool = False
+) -> list[torch.Tensor]:
     """Log-probabilities, entropies, and the gradients of the hidden states and of the head."""
     monkeypatch.setattr(scores, "CHUNK_ELEMENTS", {"cpu": chunk_rows * VOCABULARY})
     head, hidden, targets = inputs(torch.float32)
-    made = scores.token_scores(LogitHead(head, 1.0, None), hidden, targets, TEMPERATURE, entropy, scores.chunk_scores)
+    made = scores.token_scores(
+        LogitHead(head, 1.0, None), hidden, targets, TEMPERATURE, entropy, scores.chunk_scores, keep
+    )
     loss = (made[0] * torch.linspace(-1, 1, ROWS)).sum()
     loss = loss + (made[1].sum() if entropy is Entropy.LOSS else 0.0)
     return [made[0].detach(), made[1].detach(), *torch.autograd.grad(loss, [hidden, head.weight])]
 
 
 @pytest.mark.parametrize("entropy", list(Entropy))
-@pytest.mark.parametrize("chunk_rows", [1, 7, 22])
-def test_chunks_change_nothing(chunk_rows: int, entropy: Entropy, monkeypatch: pytest.MonkeyPatch) -> None:
-    for whole, chunked in zip(
-        scored(1000, entropy, monkeypatch), scored(chunk_rows, entropy, monkeypatch), strict=True
-    ):
+@pytest.mark.parametrize(("chunk_rows", "keep"), [(1, False), (7, False), (22, False), (7, True)])
+def test_chunks_change_nothing(chunk_rows: int, keep: bool, entropy: Entropy, monkeypatch: pytest.MonkeyPatch) -> None:
+    at_once, parts = scored(1000, entropy, monkeypatch), scored(chunk_rows, entropy, monkeypatch, keep)
+    for whole, chunked in zip(at_once, parts, strict=True):
         assert (chunked - whole).norm() <= 1e-5 * whole.norm()
 
 
@@ -64,6 +67,31 @@ def test_logits_are_scaled_and_capped_as_the_model_does() -> None:
     head, hidden, _ = inputs()
     expected = torch.tanh(hidden @ head.weight.T * 3 / 5) * 5
     torch.testing.assert_close(LogitHead(head, 3.0, 5.0).logits(hidden), expected)
+
+
+class Heads(nn.Linear):
+    """Counts how often logits are made."""
+
+    calls = 0
+
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        self.calls += 1
+        return super().forward(input)
+
+
+@pytest.mark.parametrize(("keep", "limit", "calls"), [(False, 2**32, 8), (True, 2**32, 4), (True, 1000, 8)])
+def test_logits_are_made_again_unless_they_are_to_be_kept_and_few_enough(
+    keep: bool, limit: int, calls: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(scores, "CHUNK_ELEMENTS", {"cpu": 6 * VOCABULARY})
+    monkeypatch.setattr(scores, "KEPT_ELEMENTS", limit)
+    _, hidden, targets = inputs(torch.float32)
+    head = Heads(HIDDEN, VOCABULARY)
+    made = scores.token_scores(
+        LogitHead(head, 1.0, None), hidden, targets, TEMPERATURE, Entropy.NONE, scores.chunk_scores, keep
+    )
+    made[0].sum().backward()
+    assert head.calls == calls
 
 
 def test_no_row_is_no_score() -> None:

@@ -31,7 +31,7 @@ def fresh_graphs() -> Iterator[None]:
 def compiled(model: PolicyModel, recompute: bool) -> PolicyModel:
     if recompute:
         recompute_layers(model.core)
-    compile_model(model, model.core)
+    compile_model(model, model.core, recompute)
     return model
 
 
