@@ -35,6 +35,7 @@ def choose_loss(trainer: TrainerSettings) -> LossFunction:
         objective=_objective(trainer.loss),
         old_policy=trainer.loss.old_policy,
         correction=None if normalized else choose_correction(trainer.correction),
+        mask=partial(opsm, delta=trainer.correction.opsm_delta) if trainer.correction.opsm_delta else None,
         kl_estimator=trainer.kl.estimator or "k3",
         kl_coef=trainer.kl.loss_coef,
         is_kl_unbiased=trainer.kl.unbiased,
@@ -43,7 +44,7 @@ def choose_loss(trainer: TrainerSettings) -> LossFunction:
 
 
 def choose_correction(correction: CorrectionSettings) -> CorrectionFunction | None:
-    """All that the settings ask for, multiplied; None if they ask for nothing."""
+    """All that the settings ask for but opsm, which follows the policy, multiplied; None if they ask for nothing."""
     parts = list(_parts(correction))
     return combine(parts) if parts else None
 
@@ -77,7 +78,5 @@ def _parts(correction: CorrectionSettings) -> Iterator[CorrectionFunction]:
         yield partial(reject, level=correction.rejection, bounds=correction.rejection_bounds)
     if correction.veto_threshold:
         yield partial(veto, threshold=correction.veto_threshold)
-    if correction.opsm_delta:
-        yield partial(opsm, delta=correction.opsm_delta)
     if correction.max_token_staleness is not None:
         yield partial(staleness_mask, most=correction.max_token_staleness)

@@ -10,6 +10,7 @@ import torch
 from services.trainer.advantages.grpo import grpo
 from services.trainer.advantages.token_advantages import AdvantagePlan, RankTokens
 from services.trainer.choose_loss import choose_correction
+from services.trainer.corrections.opsm import opsm
 from services.trainer.losses.dpo import dpo_loss
 from services.trainer.losses.policy_loss import PolicyLoss
 from services.trainer.losses.ppo_clip import ppo_clip
@@ -28,10 +29,10 @@ def measured() -> set[str]:
     logprobs, tokens = random_tokens(1)
     said = Predictions(logprobs, -logprobs, logprobs)
     objective = partial(ppo_clip, clip_low=0.2, clip_high=0.2, dual_clip=3.0)
-    everything = CorrectionSettings(
-        type="mis", rejection="token", veto_threshold=0.1, opsm_delta=0.1, max_token_staleness=2
+    everything = CorrectionSettings(type="mis", rejection="token", veto_threshold=0.1, max_token_staleness=2)
+    policy = PolicyLoss(
+        objective, "proximal", choose_correction(everything), partial(opsm, delta=0.1), kl_coef=0.1, entropy_coef=0.1
     )
-    policy = PolicyLoss(objective, "proximal", choose_correction(everything), kl_coef=0.1, entropy_coef=0.1)
     paired = replace(tokens, pair=(tokens.sample * 0))
     losses = [policy(said, tokens), value_loss(said, tokens, value_clip=0.2)]
     losses.append(dpo_loss(said, paired, beta=0.1, label_smoothing=0.0, kind="dpo"))

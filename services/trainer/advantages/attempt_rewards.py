@@ -39,10 +39,16 @@ def difference(reward: torch.Tensor, baseline: torch.Tensor) -> torch.Tensor:
     return torch.where(gap.abs() <= RESIDUE * torch.maximum(reward.abs(), baseline.abs()), 0.0, gap)
 
 
-def group_std(attempts: AttemptRewards) -> torch.Tensor:
-    """[groups] float64: the unbiased standard deviation of the attempts' rewards; 0 for a group of one attempt."""
-    squares = difference(attempts.reward, attempts.mean[attempts.group]).square()
-    return (_sums(squares, attempts.group, len(attempts.size)) / (attempts.size - 1).clamp(min=1)).sqrt()
+def group_std(samples: Samples, attempts: AttemptRewards) -> torch.Tensor:
+    """[groups] float64: the unbiased standard deviation of the attempts' rewards; 0 for a group of one attempt.
+
+    sqrt(sum over samples of (R - mean)^2 / siblings / (attempts - 1)): an attempt weighs 1, and siblings with rewards
+    of their own add their spread, so that their distance from the mean is never divided by the spread of others alone.
+    """
+    siblings = torch.bincount(samples.attempt, minlength=len(attempts.reward))[samples.attempt]
+    squares = difference(samples.reward, attempts.mean[samples.group]).square() / siblings
+    variance = _sums(squares, samples.group, len(attempts.size)) / (attempts.size - 1).clamp(min=1)
+    return torch.where(attempts.size > 1, variance.sqrt(), 0.0)
 
 
 def _sums(values: torch.Tensor, index: torch.Tensor, count: int) -> torch.Tensor:

@@ -13,11 +13,11 @@ def grpo(samples: Samples, normalize_std: bool = True) -> torch.Tensor:
     """A = (R - mean) / (std + 1e-6), or R - mean without `normalize_std`; [samples] float64.
 
     Source: Shao et al. 2024 (DeepSeekMath), section 4.1.2, outcome supervision. Mean and std (the unbiased estimate)
-    are those of the group's attempts; attempts that all have the same reward have advantage 0. Leaving the division
-    out is Liu et al. 2025 (Dr. GRPO), section 3.2.
+    are those of the group's attempts, see `group_std`; where all rewards are the same the advantage is 0. Leaving the
+    division out is Liu et al. 2025 (Dr. GRPO), section 3.2.
     """
     centred = group_baseline(samples)
     if not normalize_std:
         return centred
-    std = group_std(attempt_rewards(samples))[samples.group]
+    std = group_std(samples, attempt_rewards(samples))[samples.group]
     return torch.where(std > 0, centred / (std + EPSILON), 0.0)

@@ -19,7 +19,8 @@ def dpo_loss(
     dpo: -(1 - e) log sigmoid(beta h) - e log sigmoid(-beta h), e the label smoothing (Rafailov et al. 2023, equation 7;
     with e, the share of labels that are wrong, Mitchell 2023, "A note on DPO with noisy preferences").
     ipo: (h - 1 / (2 beta))^2 (Azar et al. 2024, equation 17).
-    A pair weighs as much as its tokens together, so weights by rollout give each pair 1 / pairs.
+    A pair weighs as much as its tokens together, so weights by rollout give each pair 1 / pairs. A pair that has lost
+    all tokens of one answer to the mask prefers nothing and weighs 0.
     """
     pair, reference = tokens.pair, tokens.reference_logprobs
     assert pair is not None, "a preference loss needs to know chosen and rejected answers"
@@ -27,11 +28,18 @@ def dpo_loss(
     order = torch.argsort(pair, stable=True)
     answer, weights = pair[order], tokens.weights[order]
     sign = 1 - 2 * (answer % 2)
+    is_whole = (_count(sign > 0, answer) > 0) & (_count(sign < 0, answer) > 0)
+    weights = torch.where(is_whole, weights, 0.0)
     log_ratio = (predictions.logprobs - reference)[order]
     gap = sequence_sums(sign * log_ratio, answer // 2)
     each = _preference(gap, beta, label_smoothing) if kind == "dpo" else (gap - 1 / (2 * beta)).square()
     metrics = _metrics(gap.detach(), sequence_sums(log_ratio.detach(), answer), sign, weights, beta)
     return TokenLoss((each * weights).sum(), entropy_sum(predictions), totals=metrics)
+
+
+def _count(of_side: torch.Tensor, answer: torch.Tensor) -> torch.Tensor:
+    """At each token, how many tokens of its pair are on a side."""
+    return sequence_sums(of_side.float(), answer // 2)
 
 
 def _preference(gap: torch.Tensor, beta: float, label_smoothing: float) -> torch.Tensor:

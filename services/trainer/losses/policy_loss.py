@@ -26,6 +26,8 @@ class PolicyLoss:
     old_policy: OldPolicy = "behaviour"
     correction: CorrectionFunction | None = None
     """Asked where the column `correction` is not known before the step."""
+    mask: CorrectionFunction | None = None
+    """Asked at every update, with what the policy says then in the place of the proximal log-probabilities."""
     kl_estimator: KlEstimator = "k3"
     kl_coef: float = 0.0
     is_kl_unbiased: bool = False
@@ -38,7 +40,7 @@ class PolicyLoss:
         proximal = logprobs.detach() if known is None else known
         old = tokens.behaviour_logprobs if self.old_policy == "behaviour" else proximal
         found = self.objective(logprobs, old, tokens.advantages, tokens.sample)
-        weight, corrected = self._correction(proximal, tokens)
+        weight, corrected = self._masked(logprobs.detach(), tokens, *self._correction(proximal, tokens))
         kl, diverged = self._kl(logprobs, old, tokens.reference_logprobs)
         each = found.loss if weight is None else found.loss * weight
         each = each + self.kl_coef * kl if self.kl_coef else each
@@ -50,6 +52,14 @@ class PolicyLoss:
         if tokens.correction is not None or self.correction is None:
             return tokens.correction, {}
         return self.correction(proximal, tokens.behaviour_logprobs, tokens.advantages, tokens.staleness, tokens.sample)
+
+    def _masked(
+        self, now: torch.Tensor, tokens: TrainedTokens, weight: torch.Tensor | None, sums: Values
+    ) -> tuple[torch.Tensor | None, Values]:
+        if self.mask is None:
+            return weight, sums
+        kept, counted = self.mask(now, tokens.behaviour_logprobs, tokens.advantages, tokens.staleness, tokens.sample)
+        return kept if weight is None else weight * kept, {**sums, **counted}
 
     def _kl(
         self, logprobs: torch.Tensor, old: torch.Tensor, reference: torch.Tensor | None

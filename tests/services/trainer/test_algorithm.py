@@ -1,6 +1,7 @@
 """What settings make of a step: the losses and advantages that they name, and what they need to know before it."""
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -106,12 +107,27 @@ def test_entropy_is_worked_out_for_the_bonus_for_the_metric_or_not_at_all() -> N
 def test_every_correction_of_the_settings_is_in_the_loss_and_rejects_more() -> None:
     logprobs, tokens = random_tokens(2)
     given, rejected = ["loss.old_policy=proximal", "epochs=2", "correction.type=mis"], [0.0]
-    for more in ("rejection=token", "veto_threshold=0.6", "opsm_delta=0.01", "max_token_staleness=2"):
+    for more in ("rejection=token", "veto_threshold=0.6", "max_token_staleness=2"):
         given.append(f"correction.{more}")
         found, gradient = gradient_of(algorithm(*given).loss, logprobs, tokens)
         rejected.append(found.sums["rejected_fraction"].item())
     assert rejected == sorted(set(rejected))
     assert not gradient[tokens.staleness.numpy() > 2].any()
+
+
+@pytest.mark.parametrize("more", [[], ["correction.type=mis", "correction.normalize=true"]])
+def test_opsm_masks_by_the_policy_that_learns_not_by_the_one_that_the_step_starts_from(more: list[str]) -> None:
+    _, tokens = random_tokens(2)
+    loss = algorithm("loss.old_policy=proximal", "epochs=2", "correction.opsm_delta=0.05", *more).loss
+    steady, fallen = tokens.behaviour_logprobs, tokens.behaviour_logprobs - 0.1
+    for proximal in (steady, fallen):
+        columns = replace(tokens, proximal_logprobs=proximal, correction=None)
+        assert gradient_of(loss, steady, columns)[0].sums["opsm_fraction"].item() == 0
+        found, gradient = gradient_of(loss, fallen, columns)
+        bad = tokens.advantages.numpy() < 0
+        assert not gradient[bad].any()
+        assert gradient[~bad].any()
+        assert found.sums["opsm_fraction"].item() == bad.sum()
 
 
 def test_a_correction_with_mean_one_is_left_to_what_knows_the_whole_step() -> None:

@@ -13,12 +13,21 @@ def reference(samples: Samples, normalize_std: bool) -> list[float]:
     advantages: list[float] = []
     for row, reward in enumerate(samples.reward.tolist()):
         _, attempts = others_of(samples, row)
-        if len(attempts) == 1 or (normalize_std and np.ptp(attempts) < 1e-9):
+        spread = deviation(samples, row, float(np.mean(attempts)), len(attempts))
+        if len(attempts) == 1 or spread < 1e-9:
             advantages.append(0.0)
             continue
-        spread = float(np.std(attempts, ddof=1)) + 1e-6 if normalize_std else 1.0
+        spread = spread + 1e-6 if normalize_std else 1.0
         advantages.append((reward - float(np.mean(attempts))) / spread)
     return advantages
+
+
+def deviation(samples: Samples, row: int, mean: float, attempts: int) -> float:
+    """Of the rewards in a sample's group, every attempt shared out evenly among its samples."""
+    reward, group, attempt = samples.reward.tolist(), samples.group.tolist(), samples.attempt.tolist()
+    members = [i for i in range(len(reward)) if group[i] == group[row]]
+    squares = [(reward[i] - mean) ** 2 / attempt.count(attempt[i]) for i in members]
+    return float(np.sqrt(sum(squares) / max(attempts - 1, 1)))
 
 
 @pytest.mark.parametrize("whole_rewards", [False, True])
@@ -34,9 +43,10 @@ def test_equal_rewards_that_do_not_add_up_exactly_still_give_zero() -> None:
     assert grpo(rewards_of([0.1] * 7, [0] * 7)).tolist() == [0.0] * 7
 
 
-def test_attempts_that_are_equal_after_their_siblings_are_averaged_have_no_scale_to_divide_by() -> None:
-    samples = rewards_of([0.1, 0.2, 0.15, 0.15], [0] * 4, attempt=[0, 0, 1, 2])
-    assert grpo(samples).tolist() == [0.0] * 4
+@pytest.mark.parametrize("other", [0.5, 0.5 + 1e-9, 0.501])
+def test_siblings_that_differ_keep_their_scale_where_attempts_hardly_do(other: float) -> None:
+    samples = rewards_of([1.0, 0.0, other], [0] * 3, attempt=[0, 0, 1])
+    np.testing.assert_allclose(grpo(samples), [1.0, -1.0, 0.0], atol=0.01)
 
 
 def test_an_all_right_and_an_all_wrong_group_stay_zero_when_one_has_a_sibling_more() -> None:

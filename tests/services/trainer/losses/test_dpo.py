@@ -81,6 +81,20 @@ def test_metrics_are_means_over_pairs_however_long_their_answers_are() -> None:
     assert {name: value.item() for name, value in found.totals.items()} == pytest.approx(expected, rel=1e-12)
 
 
+def test_a_pair_without_one_of_its_answers_prefers_nothing() -> None:
+    logprobs, tokens = pairs(4, in_order=False)
+    assert tokens.pair is not None
+    kept, loss = tokens.pair != 5, partial(dpo_loss, beta=0.3, label_smoothing=0.0, kind="dpo")
+    columns = ("behaviour_logprobs", "advantages", "staleness", "sample", "proximal_logprobs", "returns", "old_values")
+    same = dict.fromkeys(columns[4:]) | {name: torch.zeros(int(kept.sum())) for name in columns[:4]}
+    own = {name: getattr(tokens, name)[kept] for name in ("weights", "reference_logprobs", "pair")}
+    found, gradient = gradient_of(loss, logprobs[kept], replace(tokens, **same, **own))
+    assert not gradient[own["pair"] == 4].any()
+    whole, everything = gradient_of(loss, logprobs, tokens)
+    np.testing.assert_array_equal(gradient[own["pair"] != 4], everything[(tokens.pair < 4) | (tokens.pair > 5)])
+    assert found.loss < whole.loss
+
+
 def test_the_reference_itself_does_not_prefer() -> None:
     _, tokens = pairs(3, in_order=True)
     assert tokens.reference_logprobs is not None
