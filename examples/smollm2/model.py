@@ -26,7 +26,8 @@ def write_model(source: Path, folder: Path) -> None:
     """A GGUF file of a Llama model -> config.json, safetensors in bfloat16, tokenizer and chat template."""
     unpacked = AutoModelForCausalLM.from_pretrained(source.parent, gguf_file=source.name, dtype=torch.float32)
     config = unpacked.config
-    del config.quantization_config  # the weights are plain numbers now
+    if hasattr(config, "quantization_config"):  # not in every version of transformers
+        del config.quantization_config
     config.dtype = torch.bfloat16
     plain = LlamaForCausalLM(config).to(torch.bfloat16)
     plain.load_state_dict(unpacked.state_dict())

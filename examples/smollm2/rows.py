@@ -7,6 +7,8 @@ from pathlib import Path
 from reasoning_gym import create_dataset
 
 HELD_OUT, PROMPTS = 512, 16_000
+SHOWN = (("7 + 5 =", "12"), ("14 - 23 =", "-9"), ("31 + 8 - 4 =", "35"))
+"""Turns before the question: a model of this size answers with one number only once it has seen how."""
 
 
 def write_rows(folder: Path, seed: int) -> None:
@@ -20,12 +22,17 @@ def write_rows(folder: Path, seed: int) -> None:
         min_digits=1,
         max_digits=2,
     )
-    answers = {item["question"]: item["answer"] for item in source}
-    rows = [{"prompt": [{"role": "user", "content": q}], "label": a} for q, a in answers.items()]
+    answers = {item["metadata"]["expression"] + " =": item["answer"] for item in source}
+    rows = [{"prompt": _chat(question), "label": answer} for question, answer in answers.items()]
     assert len(rows) >= HELD_OUT + PROMPTS, f"only {len(rows)} different questions were made"
     folder.mkdir(parents=True, exist_ok=True)
     for name, part in (("held_out", rows[:HELD_OUT]), ("train", rows[HELD_OUT : HELD_OUT + PROMPTS])):
         (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in part), "utf-8")
+
+
+def _chat(question: str) -> list[dict[str, str]]:
+    turns = [turn for asked, answer in SHOWN for turn in (("user", asked), ("assistant", answer))]
+    return [{"role": role, "content": content} for role, content in (*turns, ("user", question))]
 
 
 def main() -> None:
