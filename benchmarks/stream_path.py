@@ -19,7 +19,7 @@ from services.trainer.fetch_payloads import fetch_rollouts
 from shared.messages import Codec, GroupReady, Prompt, Rollout, StepCommit, StepIntent
 from shared.scripts import Ledger
 from shared.streams import Delivery, Message, Stream
-from shared.topology import GROUPS, PROMPTS, ROLLOUTS, Keys
+from shared.topology import GROUPS, PROMPTS, Keys
 
 RUN, FEEDER = "benchmark", "feeder"
 VOCABULARY = 151_936
@@ -67,7 +67,6 @@ class RealPath:
         self.ledger = Ledger(redis, self.keys)
         delivery = Delivery()
         self._prompts: Stream[Prompt] = Stream(redis, RUN, PROMPTS, "rollout-1", delivery)
-        self._rollouts: Stream[Rollout] = Stream(redis, RUN, ROLLOUTS)
         self._attempts = Attempts(redis, RUN, "reward-1", delivery)
         self._join = GroupJoin(self.ledger, keep_all)
         self._ready: Stream[GroupReady] = Stream(redis, RUN, GROUPS, "trainer", delivery)
@@ -95,7 +94,7 @@ class RealPath:
                 for message in await self._timed("receive prompt", self._prompts.receive(left, 1)):
                     left -= 1
                     rollouts = self._generate(message.body)
-                    await self._timed("forward rollouts", message.forward(self._rollouts, *rollouts))
+                    await self._timed("forward rollouts", self.ledger.forward(message, rollouts))
 
     async def _score_all(self, steps: int) -> None:
         left = steps * self._batch * self._rollout.group_size
