@@ -90,11 +90,16 @@ local function payload(entry_id, replaced, bytes)
     if entry[2][i] == 'm' then return string.sub(entry[2][i + 1], 1, -1 - replaced) .. bytes end
   end
 end
+local sums = {}
+local function add(key, name, amount)
+  sums[key] = sums[key] or {}
+  sums[key][name] = (sums[key][name] or 0) + amount
+end
 local function count(tokens, margins, dead)
   for i = 1, #margins, 2 do
-    redis.call('HINCRBY', tokens, margins[i], margins[i + 1])
-    redis.call('HINCRBY', KEYS[2], 'generated|' .. margins[i], margins[i + 1])
-    if dead then redis.call('HINCRBY', KEYS[2], 'dropped:dead|' .. margins[i], margins[i + 1]) end
+    add(tokens, margins[i], margins[i + 1])
+    add(KEYS[2], 'generated|' .. margins[i], margins[i + 1])
+    if dead then add(KEYS[2], 'dropped:dead|' .. margins[i], margins[i + 1]) end
   end
 end
 local function store(key, group_id, size, attempt, name, margins, bytes, entry_id, replaced, arrays)
@@ -110,13 +115,16 @@ local function store(key, group_id, size, attempt, name, margins, bytes, entry_i
   end
   if fresh == 1 and #margins > 0 then
     count(KEYS[key + 1], margins, dead)
-    redis.call('HINCRBY', KEYS[3], 'stored_bytes', #scored + (arrays and #arrays or 0))
+    add(KEYS[3], 'stored_bytes', #scored + (arrays and #arrays or 0))
   end
   if dead then return 3 + 8 * fresh end
   return (redis.call('HLEN', KEYS[key]) >= size and 1 or 0) + 8 * fresh
 end
 local answers = {}
 for i, attempt in ipairs(cmsgpack.unpack(ARGV[1])) do answers[i] = store(unpack(attempt)) end
+for key, amounts in pairs(sums) do
+  for name, amount in pairs(amounts) do redis.call('HINCRBY', key, name, amount) end
+end
 return answers
 """
 """An entry that is gone was joined by another worker, or Redis lost it and its group is released anew.

@@ -14,7 +14,8 @@ from shared.rollout_parts import Parts, join_parts
 from shared.topology import Keys
 
 T = TypeVar("T")
-GROUPS_PER_TRIP = 64
+GROUPS_PER_TRIP = 4
+"""More would make Redis hold a longer answer than its processor caches, which costs more than the round trips do."""
 
 
 async def fetch_step(redis: Redis, keys: Keys, run_folder: Path, intent: StepIntent) -> list[Rollout]:
