@@ -1,11 +1,13 @@
 """Whatever workers do in whatever order, and wherever they die: each group is settled once."""
 
 import random
+from collections.abc import Sequence
 
 import pytest
 from redis.asyncio import Redis
 
-from shared.messages import Rollout
+from services.reward.score import Score
+from shared.messages import Attempt
 from shared.streams import Message
 from tests.conftest import until
 from tests.services.reward.reward_cases import (
@@ -15,6 +17,7 @@ from tests.services.reward.reward_cases import (
     emitted,
     group_join,
     rollout,
+    send,
     stored,
     working,
 )
@@ -22,7 +25,7 @@ from tests.services.reward.reward_cases import (
 GROUPS, SIZE = 6, 3
 
 
-def keep_most(group: list[Rollout]) -> str | None:
+def keep_most(group: Sequence[Attempt]) -> str | None:
     return "unlucky" if group[0].group_id == 2 else None
 
 
@@ -34,7 +37,7 @@ async def test_workers_that_die_anywhere_settle_each_group_once(redis: Redis, se
     chance.shuffle(sent)
     stream = attempts(redis, max_deliveries=1000)
     await stream.open()
-    await stream.publish(*sent)
+    await send(redis, *sent)
     for number in range(6):
         await live_and_die(redis, f"dying-{number}", chance)
     async with working(attempts(redis, "last", lease_s=0.01, max_deliveries=1000), keep=keep_most):
@@ -49,10 +52,9 @@ async def test_workers_that_die_anywhere_settle_each_group_once(redis: Redis, se
 async def live_and_die(redis: Redis, name: str, chance: random.Random) -> None:
     """A worker that receives some attempts, joins some of them, acknowledges some of those, and is gone."""
     stream, groups = attempts(redis, name, lease_s=0.01, max_deliveries=1000), group_join(redis, keep_most)
-    received: list[Message[Rollout]] = await stream.receive(chance.randint(1, 9), 0.02)
+    received: list[Message[Attempt]] = await stream.receive(chance.randint(1, 9), 0.02)
     chance.shuffle(received)
     joined = received[: chance.randint(0, len(received))]
     for message in joined:
-        one = rollout(message.body.group_id, message.body.attempt, message.body.text, SIZE, reward=chance.random())
-        await groups.join([groups.attempt(one)])
+        await groups.join([groups.entry(message, Score(chance.random()))])
     await stream.acknowledge(joined[: chance.randint(0, len(joined))])

@@ -11,10 +11,10 @@ import torch
 from redis.asyncio import Redis
 
 from services.trainer.tiny_model import TinyShape, write_tiny_model
-from shared.accounts import margins
 from shared.deployment import Deployment
+from shared.joining import complete
 from shared.logs import Log
-from shared.messages import Codec, GroupReady, Rollout
+from shared.messages import GroupReady, Rollout
 from shared.run_settings import RunSettings
 from shared.runs import RunRecord, Runs
 from shared.scripts import Ledger
@@ -69,17 +69,16 @@ def rollouts(group_id: int, kind: str = "rl") -> tuple[Rollout, ...]:
 
 async def feed(redis: Redis, run: str, group_ids: Iterable[int], kind: str = "rl", version: int = 0) -> None:
     """Store the groups' payloads and emit them, as the reward worker does."""
-    ledger, codec = Ledger(redis, Keys(run)), Codec[Rollout](Rollout)
+    ledger = Ledger(redis, Keys(run))
     for group_id in group_ids:
         await ledger.advance("next_group_id", group_id + 1)
         attempts = rollouts(group_id, kind)
-        for rollout in attempts:
-            await ledger.join(group_id, len(attempts), rollout.attempt, codec.encode(rollout), margins(rollout))
+        await ledger.join([complete(rollout) for rollout in attempts])
         lengths = [len(r.prompt_ids) + len(r.token_ids) for r in attempts]
         rewards = [r.reward or 0.0 for r in attempts]
-        await ledger.emit(
-            GroupReady(group_id, attempts[0].kind, "sums", group_id, lengths, rewards, version, version), sum(lengths)
-        )
+        kind = attempts[0].kind
+        ready = GroupReady(group_id, kind, "sums", group_id, lengths, rewards, version, version)
+        await ledger.emit((ready, sum(lengths)))
 
 
 class NotedVersions:
