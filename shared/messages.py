@@ -230,7 +230,8 @@ class Codec(Generic[M]):
     """A message type <-> msgpack bytes."""
 
     def __init__(self, message: Any) -> None:
-        self.name: str = getattr(message, "__name__", "StepRecord")
+        name: str = getattr(message, "__name__", "StepRecord")
+        self._named = f"an {name}" if name[0] in "AEIOU" else f"a {name}"
         self._adapter: TypeAdapter[M] = _adapter(message)
 
     def encode(self, message: M) -> bytes:
@@ -252,13 +253,13 @@ class Codec(Generic[M]):
         except ValidationError as error:
             first = error.errors()[0]
             where = ".".join(str(part) for part in first["loc"])
-            raise WireError(f"not a {self.name}: {where}: {first['msg']}") from None
+            raise WireError(f"not {self._named}: {where}: {first['msg']}") from None
         except (ValueError, msgpack.exceptions.UnpackException) as error:
-            raise WireError(f"not a {self.name}: {type(error).__name__}: {error}") from None
+            raise WireError(f"not {self._named}: {type(error).__name__}: {error}") from None
 
     def _check_size(self, data: bytes) -> None:
         if len(data) > MAX_ENTRY_BYTES:
-            raise WireError(f"a {self.name} of {len(data)} bytes is over the limit of {MAX_ENTRY_BYTES} bytes an entry")
+            raise WireError(f"{self._named} of {len(data)} bytes is over the limit of {MAX_ENTRY_BYTES} bytes an entry")
 
 
 def spans(values: Iterable[int]) -> Spans:

@@ -46,15 +46,15 @@ class GroupJoin:
 
     async def join(self, scored: Sequence[ScoredAttempt]) -> dict[int, Exception]:
         """Store attempts, then settle the groups that are complete; returns those that cannot be settled, and why."""
-        complete: set[int] = set()
+        complete: dict[int, ScoredAttempt] = {}
         failures: dict[int, Exception] = {}
         for one, answer in zip(scored, await self._ledger.join(scored), strict=True):
-            self._ours.joined(one.attempt, answer)
+            self._ours.joined(one, answer)
             if answer.state == "complete":
-                complete.add(one.attempt.group_id)
+                complete[one.attempt.group_id] = one
             elif answer.state == "foreign":
                 failures[one.attempt.group_id] = foreign(one.attempt)
-        groups: dict[int, Group] = {g: group for g in complete if (group := self._ours.whole(g))}
+        groups: dict[int, Group] = {g: group for g, last in complete.items() if (group := self._ours.whole(last))}
         groups |= await self.read(sorted(complete - groups.keys()))
         if groups:
             failures |= await self._settle(groups)

@@ -14,6 +14,8 @@ from shared.topology import Keys
 
 CONCURRENCY = 16
 """Most attempts that are read at the same time, each on a connection of its own."""
+GROUPS_PER_TRIP = 4
+"""More would make Redis hold an answer of many megabytes."""
 Group = dict[bytes, bytes]
 
 
@@ -48,14 +50,18 @@ class WholeRollouts:
 
     async def of_groups(self, group_ids: Iterable[int], unscored: bool = False) -> dict[int, list[Rollout]]:
         """All stored attempts of groups, in order of their numbers; without groups of which nothing is left."""
-        wanted, keys = list(group_ids), self._keys
-        async with self._redis.pipeline(transaction=True) as pipe:
-            for group_id in wanted:
-                pipe.hgetall(keys.unscored(group_id) if unscored else keys.group(group_id))
-                pipe.hgetall(keys.arrays(group_id))
-            hashes = cast(list[Group], await pipe.execute())
-        pairs = zip(wanted, hashes[::2], hashes[1::2], strict=True)
-        return {group_id: _joined(stored, arrays) for group_id, stored, arrays in pairs if stored and arrays}
+        place, found = self._keys.unscored if unscored else self._keys.group, dict[int, list[Rollout]]()
+        wanted = list(group_ids)
+        for start in range(0, len(wanted), GROUPS_PER_TRIP):
+            some = wanted[start : start + GROUPS_PER_TRIP]
+            async with self._redis.pipeline(transaction=True) as pipe:
+                for group_id in some:
+                    pipe.hgetall(place(group_id))
+                    pipe.hgetall(self._keys.arrays(group_id))
+                hashes = cast(list[Group], await pipe.execute())
+            triples = zip(some, hashes[::2], hashes[1::2], strict=True)
+            found |= {group_id: _joined(stored, arrays) for group_id, stored, arrays in triples if stored and arrays}
+        return found
 
 
 def foreign(attempt: Attempt) -> ScoringFailed:

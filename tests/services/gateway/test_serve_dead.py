@@ -52,7 +52,7 @@ async def test_a_plugin_that_always_raises_makes_letters_that_are_sent_again_and
     assert (listed["total"], len(listed["letters"]), listed["letters"][0]["group_id"]) == (8, 3, 3)
     assert (await counters(run))["dropped"] == 4
     shown = (await client.get(f"{DEAD}/{listed['letters'][0]['id']}")).json()
-    assert (shown["entry"]["prompt"], shown["entry"]["token_ids"], shown["hex"]) == ("3+1=", "4 numbers", "")
+    assert (shown["entry"]["prompt"], shown["entry"]["prompt_ids"], shown["hex"]) == ("3+1=", "2 numbers", "")
     assert (shown["redrivable"], shown["error"]) == (True, "ZeroDivisionError: division by zero")
     await balance(run)
 
@@ -86,7 +86,7 @@ async def test_what_does_not_decode_is_shown_in_hex_and_dies_again_when_it_is_se
         (letter,) = (await client.get(DEAD)).json()["letters"]
         shown = (await client.get(f"{DEAD}/{letter['id']}")).json()
         assert (shown["entry"], shown["hex"][:5]) == (None, "c1 20")
-        assert "not a Rollout" in shown["decode_error"]
+        assert "not an Attempt" in shown["decode_error"]
         assert (await counters(run))["dropped:dead"] == 1
         if times == 1:
             assert (await client.post(f"{DEAD}/redrive", json={"all": True})).json()["groups"] == [0]

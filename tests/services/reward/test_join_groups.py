@@ -9,8 +9,10 @@ from redis.asyncio import Redis
 from services.reward.score import Score
 from shared.messages import Attempt
 from shared.streams import Message
+from shared.topology import Keys
 from tests.conftest import until
 from tests.services.reward.reward_cases import (
+    RUN,
     all_settled,
     attempts,
     counters,
@@ -47,6 +49,21 @@ async def test_workers_that_die_anywhere_settle_each_group_once(redis: Redis, se
     assert (counts["emitted"], counts["dropped"], counts["dropped:unlucky"]) == (GROUPS - 1, 1, 1)
     for group in await emitted(redis):
         assert [one.reward for one in await stored(redis, group.group_id)] == group.rewards
+
+
+async def test_a_group_that_redis_lost_is_emitted_with_the_rewards_of_what_was_generated_anew(redis: Redis) -> None:
+    one, two = attempts(redis, "one"), attempts(redis, "two")
+    first, other = group_join(redis), group_join(redis)
+    await one.open()
+    await send(redis, rollout(0, 0, "lost"), forward="f1")
+    await first.join([first.entry(message, Score(0.25)) for message in await one.receive(1, 0.02)])
+    keys = Keys(RUN)
+    await redis.delete(keys.group(0), keys.arrays(0), keys.tokens(0))
+    await send(redis, rollout(0, 0, "anew"), rollout(0, 1, "anew"), forward="f2")
+    await other.join([other.entry(message, Score(0.5)) for message in await two.receive(1, 0.02)])
+    await first.join([first.entry(message, Score(0.75)) for message in await one.receive(1, 0.02)])
+    (ready,) = await emitted(redis)
+    assert ready.rewards == [0.5, 0.75] == [attempt.reward for attempt in await stored(redis, 0)]
 
 
 async def live_and_die(redis: Redis, name: str, chance: random.Random) -> None:

@@ -127,7 +127,8 @@ HARMS: dict[str, tuple[Harm, str]] = {
         lambda r: r.redis.hincrby(r.keys.tokens(8), "worker|w1", 1),
         "tokens of worker w1: 20 are undecided, but groups have 21",
     ),
-    "an attempt": (lambda r: r.redis.hset(r.keys.group(8), "0", b"\xc1"), "group 8: attempt 0 is not a Rollout"),
+    "an attempt": (lambda r: r.redis.hset(r.keys.group(8), "0", b"\xc1"), "group 8: attempt 0 is not an Attempt"),
+    "arrays": (lambda r: r.redis.hdel(r.keys.arrays(8), "0"), "group 8: attempt 0 has 3 tokens, and arrays of 0 bytes"),
     "an attempt less": (lambda r: r.redis.hdel(r.keys.group(5), "0"), "group 5: its attempts have 4 tokens, but 7"),
 }
 
