@@ -5,5 +5,6 @@ from shared.messages import Rollout
 
 async def score(rollout: Rollout) -> dict[str, float]:
     """The score, and in its details whether the attempt thought before it answered."""
-    thoughts, end_of_thinking, answer = rollout.text.rpartition("</think>")
-    return {"score": float(answer.strip() == str(rollout.label)), "thought": float(bool(thoughts and end_of_thinking))}
+    thoughts, _, answer = rollout.text.rpartition("</think>")
+    thought = bool(thoughts.removeprefix("<think>").strip())
+    return {"score": float(answer.strip() == str(rollout.label)), "thought": float(thought)}

@@ -31,7 +31,7 @@ MARK = ".sluice-demo"
 """A folder with this file in it was made by the demo, and the next demo may replace it."""
 MODEL_DEADLINE_S = 120.0
 COUNTS = RowCounts(demonstrations=28_000, prompts=8_000, held_out=400)
-WORKED_SHARE = 0.3
+WORKED_SHARE = 0.4
 
 
 @dataclass(slots=True)
@@ -117,7 +117,7 @@ def _tell_interrupted(home: Path, outcome: str, assignments: list[str]) -> None:
 def _train(client: Client, model: Path, files: dict[str, Path], recipe: Recipe, clock: Clock, as_json: bool) -> Run:
     for name, file in (("demonstrations", files["sft"]), ("sums", files["train"]), (HELD_OUT, files["held_out"])):
         client.push_dataset(name, file)
-    note("[bold]3/5[/] SFT: learn from demonstrations, most of which answer at once and some of which think first")
+    note("[bold]3/5[/] SFT: learn from demonstrations: most leave the thinking empty, some add the columns in it")
     sft = _run_to_end(client, merge(recipe.sft, {"model": {"path": str(model.absolute())}}), as_json)
     clock.lap("sft")
     note("[bold]4/5[/] GRPO: only right answers are rewarded")

@@ -21,9 +21,9 @@ class RowCounts:
 def write_rows(folder: Path, seed: int, counts: RowCounts, worked_share: float) -> dict[str, Path]:
     """Write sft.jsonl, train.jsonl and held_out.jsonl.
 
-    A demonstration answers `407+774=` either at once (`1181`) or after adding the columns from the right, each with
-    its carry (`<think>11 08 11</think>1181`), the latter for `worked_share` of the rows. Prompts and held-out rows
-    carry only the answer. No sum stands in two files.
+    A demonstration answers `407+774=` either without thinking (`<think></think>1181`) or after adding the columns from
+    the right, each with its carry (`<think>11 08 11</think>1181`), the latter for `worked_share` of the rows. Prompts
+    and held-out rows carry only the answer. No sum stands in two files.
     """
     problems = _problems(seed, counts.demonstrations + counts.prompts + counts.held_out)
     chance = random.Random(seed)
@@ -41,7 +41,7 @@ def write_rows(folder: Path, seed: int, counts: RowCounts, worked_share: float) 
 
 
 def _problems(seed: int, count: int) -> list[tuple[str, str]]:
-    """Different (expression, answer) pairs: two numbers of three or four digits."""
+    """Different (expression, answer) pairs: two numbers of four or five digits."""
     from reasoning_gym import create_dataset  # noqa: PLC0415 - only the demo needs it, and it takes a second to import
 
     found: dict[str, str] = {}
@@ -51,8 +51,8 @@ def _problems(seed: int, count: int) -> list[tuple[str, str]]:
         size=2 * count,
         min_terms=2,
         max_terms=2,
-        min_digits=3,
-        max_digits=4,
+        min_digits=4,
+        max_digits=5,
         operators=["+"],
         allow_parentheses=False,
         allow_negation=False,
@@ -71,8 +71,8 @@ def _row(problem: tuple[str, str]) -> Row:
 
 def _demonstration(problem: tuple[str, str], worked: bool) -> Row:
     expression, answer = problem
-    solution = f"<think>{' '.join(_column_sums(expression))}</think>{answer}"
-    return {"prompt": f"{expression}=", "label": solution if worked else answer}
+    thoughts = " ".join(_column_sums(expression)) if worked else ""
+    return {"prompt": f"{expression}=", "label": f"<think>{thoughts}</think>{answer}"}
 
 
 def _column_sums(expression: str) -> list[str]:

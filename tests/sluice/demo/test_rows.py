@@ -28,7 +28,8 @@ def test_every_answer_is_the_sum_and_the_worked_ones_add_the_columns(tmp_path: P
     for name in ("held_out", "train"):
         assert all(int(row["label"]) == value(row["prompt"]) for row in read(files[name]))
     demonstrations = read(files["sft"])
-    worked = [row for row in demonstrations if row["label"].startswith("<think>")]
+    assert all(row["label"].startswith("<think>") for row in demonstrations)
+    worked = [row for row in demonstrations if not row["label"].startswith("<think></think>")]
     assert 50 <= len(worked) <= 110
     for row in demonstrations:
         assert int(row["label"].rpartition("</think>")[2]) == value(row["prompt"])
