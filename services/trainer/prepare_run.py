@@ -24,6 +24,7 @@ from services.trainer.retention import Retention
 from services.trainer.sample_buffer import BatchPolicy, SampleBuffer
 from services.trainer.select_groups import load_selection
 from services.trainer.step_ledger import StepLedger
+from services.trainer.stored_limit import StoredLimit
 from services.trainer.take_up import manifest_of, take_up
 from shared.await_redis import AwaitRedis
 from shared.messages import GroupReady
@@ -101,6 +102,7 @@ async def prepare_run(serving: Serving, compute: ComputeThread, open_publisher: 
         checkpoints=checkpoints,
         manifest=manifest,
         retention=Retention(redis, keys, ledger, archive),
+        stored=StoredLimit(Ledger(redis, keys), settings),
         compute=compute,
         is_stopping=is_stopping,
         redis=await_redis,

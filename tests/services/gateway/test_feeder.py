@@ -13,7 +13,7 @@ from redis.asyncio import Redis
 from services.gateway import await_services, feed_run
 from services.gateway.dataset_store import DatasetStore
 from services.gateway.describe_run import describe_run
-from services.gateway.feed_run import open_rows
+from services.gateway.feed_run import RunFeed, open_rows
 from services.gateway.feeder import Feeder
 from services.gateway.feeder_lease import FeederLease
 from services.gateway.mix_datasets import draw
@@ -34,6 +34,30 @@ from tests.conftest import until
 from tests.services.gateway.gateway_cases import LOG, add, announce_all, released, run_settings, sums
 
 KEYS = Keys("r1")
+TURNS: list[float | None] = []
+"""What every turn of the feeder under test answered, in order."""
+
+
+@pytest.fixture(autouse=True)
+def _note_turns(monkeypatch: pytest.MonkeyPatch) -> None:
+    turn = RunFeed.turn
+
+    async def noted(self: RunFeed) -> float | None:
+        TURNS.append(await turn(self))
+        return TURNS[-1]
+
+    TURNS.clear()
+    monkeypatch.setattr(RunFeed, "turn", noted)
+
+
+async def more_turns(count: int) -> None:
+    """Wait until the feeder has looked so many times more at where the run stands."""
+    begun = len(TURNS)
+
+    async def taken() -> bool:
+        return len(TURNS) >= begun + count
+
+    await until(taken)
 
 
 @contextlib.asynccontextmanager
@@ -61,7 +85,7 @@ async def until_released(redis: Redis, count: int) -> None:
         return len(await released(redis)) >= count
 
     await until(there)
-    await asyncio.sleep(0.05)  # several polls, in which a feeder that releases too much would do so
+    await more_turns(3)  # in which a feeder that releases too much would do so
     assert len(await released(redis)) == count
 
 
@@ -134,31 +158,48 @@ async def test_admission_opens_by_one_step_a_version_and_a_drop_returns_one_slot
         await until_released(redis, 4 * 5 + 1)  # the run trains five steps; nothing is released for a sixth
 
 
-async def test_groups_are_held_back_while_the_attempts_in_redis_take_too_much_and_it_is_told_once(
+async def test_groups_are_held_back_while_trained_ones_take_too_much_of_redis_and_it_is_told_once(
     redis: Redis, store: DatasetStore
 ) -> None:
-    settings = run_settings(rollout={"max_stored_mib": 1}, eval={"datasets": ["held"]})
+    settings = run_settings(rollout={"max_stored_mib": 1, "max_staleness": 1}, eval={"datasets": ["held"]})
     await add(store, "held", sums(3))
     ledger = await start(redis, store, settings)
-    await redis.hset(KEYS.counters, "stored_bytes", 2**20 + 1)
-
-    async def told() -> bool:
-        record = await Runs(redis).get("r1")
-        assert record is not None
-        return "max_stored_mib is 1" in (await describe_run(redis, record)).held_back
-
+    full: dict[Any, Any] = {"stored_bytes": 2**20 + 1, "intended": 1}
+    await redis.hset(KEYS.counters, mapping=full)
     async with feeding(redis, store):
         await until_released(redis, 3)  # the rows of the evaluation: training waits for its result
-        assert await told()
+        assert "max_stored_mib is 1" in await held_back(redis)
         await redis.hset(KEYS.counters, "stored_bytes", 2**20)
-        await until_released(redis, 3 + 4)
-        assert not await told()
+        await until_released(redis, 3 + 8)
+        assert not await held_back(redis)
         await redis.hset(KEYS.counters, "stored_bytes", 2**21)
         await ledger.advance("weight_version", 1)
-        await until_released(redis, 3 + 4)
+        await until_released(redis, 3 + 8)
     events = [event for _, event in await Stream[Event](redis, "r1", EVENTS).read()]
     assert [event.event for event in events] == ["held_back"]
-    assert "sluice dead" in events[0].detail["why"]
+    assert "checkpoint" in events[0].detail["why"]
+
+
+async def test_where_nothing_else_can_leave_redis_a_full_run_gets_the_groups_of_its_next_step(
+    redis: Redis, store: DatasetStore
+) -> None:
+    settings = run_settings(rollout={"max_stored_mib": 1, "max_staleness": 1})
+    ledger = await start(redis, store, settings)
+    full: dict[Any, Any] = {"stored_bytes": 2**20 + 1, "intended": 1, "forgotten_step": 1, "weight_version": 1}
+    await redis.hset(KEYS.counters, mapping=full)
+    await redis.sadd(KEYS.dead_groups, 99)
+    async with feeding(redis, store):
+        await until_released(redis, 0)
+        assert "sluice dead" in await held_back(redis)
+        await ledger.discard(99, [])
+        await until_released(redis, 8)
+        assert "sluice dead" not in await held_back(redis)
+
+
+async def held_back(redis: Redis) -> str:
+    record = await Runs(redis).get("r1")
+    assert record is not None
+    return (await describe_run(redis, record)).held_back
 
 
 async def test_a_paused_dataset_gives_nothing_and_the_others_share_by_weight(redis: Redis, store: DatasetStore) -> None:
@@ -239,14 +280,18 @@ async def test_rows_that_take_longer_to_read_than_the_lease_lasts_are_released_a
 
 
 async def test_a_feeder_whose_lease_was_taken_while_it_had_nothing_to_do_lets_go(
-    redis: Redis, store: DatasetStore
+    redis: Redis, store: DatasetStore, caplog: pytest.LogCaptureFixture
 ) -> None:
     ledger = await start(redis, store, run_settings())
+
+    async def let_go() -> bool:
+        return any(record.getMessage() == "feeder_fenced_out" for record in caplog.records)
+
     async with feeding(redis, store, lease_s=0.15):
         await until_released(redis, 4)
         await redis.set(KEYS.feeder_lease, "another")
         await ledger.advance("weight_version", 1)
-        await asyncio.sleep(0.3)
+        await until(let_go)
         assert len(await released(redis)) == 4
         await redis.delete(KEYS.feeder_lease)
         await until_released(redis, 8)
@@ -297,7 +342,7 @@ async def test_a_stop_is_ended_by_the_gateway_only_when_no_trainer_is_there(
     async with feeding(redis, store):
         await until_released(redis, 4)
         await Runs(redis).move("r1", ("running",), "stopping")
-        await asyncio.sleep(0.3)
+        await more_turns(10)  # longer than a trainer may be away
         assert await state(redis) == "stopping"
         await withdraw(redis, "r1", "trainer/trainer")
 
