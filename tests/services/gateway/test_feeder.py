@@ -1,10 +1,8 @@
 """The feeder against a real Redis: admission, mixing, evaluation, fencing, restarts, states, failures."""
 
 import asyncio
-import contextlib
 import time
 from collections import Counter
-from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
@@ -12,8 +10,7 @@ from redis.asyncio import Redis
 
 from services.gateway import await_services, feed_run
 from services.gateway.dataset_store import DatasetStore
-from services.gateway.describe_run import describe_run
-from services.gateway.feed_run import RunFeed, open_rows
+from services.gateway.feed_run import open_rows
 from services.gateway.feeder import Feeder
 from services.gateway.feeder_lease import FeederLease
 from services.gateway.mix_datasets import draw
@@ -27,72 +24,10 @@ from shared.messages import Event
 from shared.run_settings import RunSettings
 from shared.runs import Runs, withdraw
 from shared.scripts import Ledger
-from shared.streams import Stream
 from shared.tasks import end
-from shared.topology import EVENTS, Keys
 from tests.conftest import until
+from tests.services.gateway.fed_run import KEYS, feeding, more_turns, start, state, until_released
 from tests.services.gateway.gateway_cases import LOG, add, announce_all, released, run_settings, sums
-
-KEYS = Keys("r1")
-TURNS: list[float | None] = []
-"""What every turn of the feeder under test answered, in order."""
-
-
-@pytest.fixture(autouse=True)
-def _note_turns(monkeypatch: pytest.MonkeyPatch) -> None:
-    turn = RunFeed.turn
-
-    async def noted(self: RunFeed) -> float | None:
-        TURNS.append(await turn(self))
-        return TURNS[-1]
-
-    TURNS.clear()
-    monkeypatch.setattr(RunFeed, "turn", noted)
-
-
-async def more_turns(count: int) -> None:
-    """Wait until the feeder has looked so many times more at where the run stands."""
-    begun = len(TURNS)
-
-    async def taken() -> bool:
-        return len(TURNS) >= begun + count
-
-    await until(taken)
-
-
-@contextlib.asynccontextmanager
-async def feeding(redis: Redis, store: DatasetStore, lease_s: float = 6) -> AsyncIterator[None]:
-    task = asyncio.create_task(Feeder(redis, store, LOG, lease_s).feed())
-    try:
-        yield
-    finally:
-        await end(task)
-
-
-async def start(redis: Redis, store: DatasetStore, settings: RunSettings, rows: int = 100) -> Ledger:
-    """A run whose services are all there, at version 0."""
-    if "sums" not in store.names():
-        await add(store, "sums", sums(rows))
-    await Runs(redis).create(settings)
-    await announce_all(redis)
-    ledger = Ledger(redis, KEYS)
-    await ledger.advance("weight_version", 0)
-    return ledger
-
-
-async def until_released(redis: Redis, count: int) -> None:
-    async def there() -> bool:
-        return len(await released(redis)) >= count
-
-    await until(there)
-    await more_turns(3)  # in which a feeder that releases too much would do so
-    assert len(await released(redis)) == count
-
-
-async def state(redis: Redis, run: str = "r1") -> str:
-    record = await Runs(redis).get(run)
-    assert record is not None
-    return record.state
 
 
 async def test_nothing_is_released_until_every_role_and_the_first_version_are_there(
@@ -156,50 +91,6 @@ async def test_admission_opens_by_one_step_a_version_and_a_drop_returns_one_slot
         await until_released(redis, 4 * (max_staleness + 2) + 1)
         await ledger.advance("weight_version", 5)
         await until_released(redis, 4 * 5 + 1)  # the run trains five steps; nothing is released for a sixth
-
-
-async def test_groups_are_held_back_while_trained_ones_take_too_much_of_redis_and_it_is_told_once(
-    redis: Redis, store: DatasetStore
-) -> None:
-    settings = run_settings(rollout={"max_stored_mib": 1, "max_staleness": 1}, eval={"datasets": ["held"]})
-    await add(store, "held", sums(3))
-    ledger = await start(redis, store, settings)
-    full: dict[Any, Any] = {"stored_bytes": 2**20 + 1, "intended": 1}
-    await redis.hset(KEYS.counters, mapping=full)
-    async with feeding(redis, store):
-        await until_released(redis, 3)  # the rows of the evaluation: training waits for its result
-        assert "max_stored_mib is 1" in await held_back(redis)
-        await redis.hset(KEYS.counters, "stored_bytes", 2**20)
-        await until_released(redis, 3 + 8)
-        assert not await held_back(redis)
-        await redis.hset(KEYS.counters, "stored_bytes", 2**21)
-        await ledger.advance("weight_version", 1)
-        await until_released(redis, 3 + 8)
-    events = [event for _, event in await Stream[Event](redis, "r1", EVENTS).read()]
-    assert [event.event for event in events] == ["held_back"]
-    assert "checkpoint" in events[0].detail["why"]
-
-
-async def test_where_nothing_else_can_leave_redis_a_full_run_gets_the_groups_of_its_next_step(
-    redis: Redis, store: DatasetStore
-) -> None:
-    settings = run_settings(rollout={"max_stored_mib": 1, "max_staleness": 1})
-    ledger = await start(redis, store, settings)
-    full: dict[Any, Any] = {"stored_bytes": 2**20 + 1, "intended": 1, "forgotten_step": 1, "weight_version": 1}
-    await redis.hset(KEYS.counters, mapping=full)
-    await redis.sadd(KEYS.dead_groups, 99)
-    async with feeding(redis, store):
-        await until_released(redis, 0)
-        assert "sluice dead" in await held_back(redis)
-        await ledger.discard(99, [])
-        await until_released(redis, 8)
-        assert "sluice dead" not in await held_back(redis)
-
-
-async def held_back(redis: Redis) -> str:
-    record = await Runs(redis).get("r1")
-    assert record is not None
-    return (await describe_run(redis, record)).held_back
 
 
 async def test_a_paused_dataset_gives_nothing_and_the_others_share_by_weight(redis: Redis, store: DatasetStore) -> None:

@@ -1,4 +1,4 @@
-"""A trainer that waits while Redis is full: it makes room once, keeps what an older checkpoint needs, and stays exact."""
+"""A trainer that waits while Redis is full: it makes room, and stays exact."""
 
 import asyncio
 from pathlib import Path
