@@ -112,7 +112,7 @@ class RealPath:
     async def retain(self) -> None:
         """What the trainer deletes when a checkpoint covers all steps so far."""
         entries = await self.redis.xrange(self.keys.stream(GROUPS))
-        await self.ledger.forget([int(fields[b"g"]) for _, fields in cast(list[Any], entries)])
+        await self.ledger.forget(self._epoch, [int(fields[b"g"]) for _, fields in cast(list[Any], entries)])
         await self.redis.xtrim(self.keys.stream(GROUPS), maxlen=0)
 
     async def _release(self) -> None:

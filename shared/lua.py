@@ -198,9 +198,14 @@ return 1
 )
 
 TAKE_OVER = """
--- KEYS trainer epoch; ARGV microseconds of the caller's clock: what a rolled back Redis gives out is new all the same
+-- KEYS trainer epoch, counters; ARGV microseconds of the caller's clock: what a rolled back Redis gives out is new all
+-- the same. A version of a step that Redis has lost is taken back, or admission would count on it.
 local epoch = string.format('%.0f', math.max(tonumber(redis.call('GET', KEYS[1]) or '0') + 1, tonumber(ARGV[1])))
 redis.call('SET', KEYS[1], epoch)
+local step = tonumber(redis.call('HGET', KEYS[2], 'step') or '0')
+if tonumber(redis.call('HGET', KEYS[2], 'weight_version') or '-1') > step then
+  redis.call('HSET', KEYS[2], 'weight_version', step)
+end
 return epoch
 """
 
@@ -274,14 +279,17 @@ return 1
 
 FORGET = (
     MOVE
+    + EPOCH
     + """
--- KEYS counters, then of each group to forget its attempts and its arrays
+-- KEYS trainer epoch, counters, then of each group to forget its attempts and its arrays; ARGV epoch
+local epoch = check_epoch(KEYS[1], ARGV[1])
+if epoch ~= 0 then return epoch end
 local bytes = 0
-for i = 2, #KEYS, 2 do
+for i = 3, #KEYS, 2 do
   bytes = bytes + stored_bytes(KEYS[i], KEYS[i + 1])
   redis.call('UNLINK', KEYS[i], KEYS[i + 1])
 end
-redis.call('HINCRBY', KEYS[1], 'stored_bytes', 0 - bytes)
+redis.call('HINCRBY', KEYS[2], 'stored_bytes', 0 - bytes)
 return bytes
 """
 )
@@ -333,9 +341,26 @@ for i = 3, #ARGV do redis.call('XADD', KEYS[1], '*', 'm', ARGV[i]) end
 return 1
 """
 
-ADVANCE = """
--- KEYS counters; ARGV counter, value
-if tonumber(redis.call('HGET', KEYS[1], ARGV[1]) or '-1') >= tonumber(ARGV[2]) then return 0 end
-redis.call('HSET', KEYS[1], ARGV[1], ARGV[2])
+ADVANCE = (
+    EPOCH
+    + """
+-- KEYS trainer epoch, counters; ARGV epoch or '', counter, value
+local epoch = ARGV[1] == '' and 0 or check_epoch(KEYS[1], ARGV[1])
+if epoch ~= 0 then return epoch end
+if tonumber(redis.call('HGET', KEYS[2], ARGV[2]) or '-1') >= tonumber(ARGV[3]) then return 0 end
+redis.call('HSET', KEYS[2], ARGV[2], ARGV[3])
 return 1
 """
+)
+
+ANNOUNCE = (
+    EPOCH
+    + """
+-- KEYS trainer epoch, weights; ARGV epoch, entry, most entries that are kept
+local epoch = check_epoch(KEYS[1], ARGV[1])
+if epoch ~= 0 then return epoch end
+redis.call('XADD', KEYS[2], 'MAXLEN', '~', ARGV[3], '*', 'm', ARGV[2])
+return 1
+"""
+)
+"""Engines take the newest entry, whoever wrote it."""

@@ -23,10 +23,11 @@ from shared.messages import (
     StepCommit,
     StepIntent,
     TokenChunk,
+    WeightVersion,
 )
 from shared.rollout_parts import arrays_of
 from shared.streams import Message, entry_of
-from shared.topology import DEAD, EVALS, EVENTS, GROUPS, PROMPTS, ROLLOUTS, STEPS, STREAMS, Keys
+from shared.topology import DEAD, EVALS, EVENTS, GROUPS, PROMPTS, ROLLOUTS, STEPS, STREAMS, WEIGHTS, Keys
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,7 +145,8 @@ class Ledger:
 
     async def take_over(self) -> int:
         """Become the trainer of this run; whoever was it before is fenced out. Returns the epoch."""
-        return await self._call(lua.TAKE_OVER, [self.keys.trainer_epoch], [time.time_ns() // 1000])
+        names = [self.keys.trainer_epoch, self.keys.counters]
+        return await self._call(lua.TAKE_OVER, names, [time.time_ns() // 1000])
 
     async def intend(self, epoch: int, intent: StepIntent, entry_ids: Sequence[str], stale: int = 0) -> None:
         """Record a step's groups as trained by it and acknowledge their entries; to repeat it does nothing.
@@ -159,7 +161,8 @@ class Ledger:
         names = [keys.trainer_epoch, keys.counters, keys.trained, keys.stream(STEPS), keys.stream(GROUPS)]
         names += [keys.emitted, keys.dropped]
         args: list[Any] = [epoch, intent.step, codec.encode(intent), GROUPS.group, len(intent.group_ids), stale]
-        self._check_ledger(intent.step, await self._call(lua.INTEND, names, [*args, *intent.group_ids, *entry_ids]))
+        answer = await self._call(lua.INTEND, names, [*args, *intent.group_ids, *entry_ids])
+        self._check_ledger(answer, f"what step {intent.step} trains")
 
     async def commit(self, epoch: int, commit: StepCommit, group_ids: Sequence[int], tokens: int) -> bool:
         """Write a step's commit once; False if this step was committed before (a step re-trained after a crash).
@@ -172,14 +175,21 @@ class Ledger:
         names = [keys.trainer_epoch, keys.counters, keys.stream(STEPS), keys.accounts]
         names += [keys.tokens(group_id) for group_id in group_ids]
         args: list[Any] = [epoch, commit.step, codec.encode(commit), len(group_ids), tokens]
-        return self._check_ledger(commit.step, await self._call(lua.COMMIT, names, args)) == 1
+        answer = await self._call(lua.COMMIT, names, args)
+        return self._check_ledger(answer, f"what step {commit.step} trains") == 1
 
-    async def forget(self, group_ids: Sequence[int]) -> None:
-        """Delete the attempts of groups that a durable checkpoint covers."""
-        keys, names = self.keys, [self.keys.counters]
+    async def announce(self, epoch: int, version: WeightVersion) -> None:
+        """Offer a weight version to the engines; FencedOut or LedgerBehind as for a step."""
+        names, entry = [self.keys.trainer_epoch, self.keys.stream(WEIGHTS)], Codec[Any](WeightVersion).encode(version)
+        answer = await self._call(lua.ANNOUNCE, names, [epoch, entry, WEIGHTS.keep_newest])
+        self._check_ledger(answer)
+
+    async def forget(self, epoch: int, group_ids: Sequence[int]) -> None:
+        """Delete the attempts of groups that a durable checkpoint covers; FencedOut or LedgerBehind as for a step."""
+        keys, names = self.keys, [self.keys.trainer_epoch, self.keys.counters]
         for group_id in group_ids:
             names += [keys.group(group_id), keys.arrays(group_id)]
-        await self._call(lua.FORGET, names, [])
+        self._check_ledger(await self._call(lua.FORGET, names, [epoch]))
 
     async def redrive(self, group_id: int, letters: Sequence[tuple[str, DeadLetter]], event: Event) -> bool:
         """Send the dead entries of a group to their streams again and take back its drop; False if it is not dead.
@@ -212,9 +222,14 @@ class Ledger:
         args: list[Any] = [group_id, owner, *(codec.encode(chunk) for chunk in chunks)]
         return bool(await self._call(lua.APPEND_CHUNK, names, args))
 
-    async def advance(self, counter: str, value: int) -> bool:
-        """Raise a counter that never goes back, such as weight_version; False if it is there already."""
-        return bool(await self._call(lua.ADVANCE, [self.keys.counters], [counter, value]))
+    async def advance(self, counter: str, value: int, epoch: int | None = None) -> bool:
+        """Raise a counter that never goes back, such as weight_version; False if it is there already.
+
+        With the epoch of a trainer FencedOut or LedgerBehind as for a step.
+        """
+        args: list[Any] = ["" if epoch is None else epoch, counter, value]
+        names = [self.keys.trainer_epoch, self.keys.counters]
+        return self._check_ledger(await self._call(lua.ADVANCE, names, args)) == 1
 
     async def counters(self) -> dict[str, int]:
         """All counts of the run."""
@@ -241,13 +256,11 @@ class Ledger:
         args += [f"{name}|done", 1, f"{name}|dropped", 1] if evaluation else []
         return bool(await self._call(lua.DROP, names, args))
 
-    def _check_ledger(self, step: int, answer: int) -> int:
+    def _check_ledger(self, answer: int, lost: str = "its trainer") -> int:
         if answer == -1:
             raise FencedOut(f"run {self.keys.run}: another trainer took this run over; this one stops")
         if answer == -2:
-            raise LedgerBehind(
-                f"run {self.keys.run}: Redis lost its last writes and does not know what step {step} trains"
-            )
+            raise LedgerBehind(f"run {self.keys.run}: Redis lost its last writes and does not know {lost}")
         return answer
 
     async def _call(self, text: str, keys: list[str], args: list[Any]) -> int:

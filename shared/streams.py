@@ -97,11 +97,6 @@ class Stream(Generic[M]):
         entries = cast(list[tuple[bytes, dict[bytes, bytes]]], await self.redis.xrevrange(self.key, count=1))
         return (entries[0][0].decode(), self.codec.decode(entries[0][1][b"m"])) if entries else None
 
-    async def keep_newest(self, count: int) -> None:
-        """Trim a stream that is read without a group."""
-        assert not self.spec.group, f"{self.spec.name} is trimmed only when a durable checkpoint covers its entries"
-        await self.redis.xtrim(self.key, maxlen=count, approximate=True)
-
     async def open(self) -> None:
         """Create the consumer group at the beginning of the stream unless it is there."""
         assert self.spec.group, f"{self.spec.name} is read without a group"

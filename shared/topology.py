@@ -25,7 +25,7 @@ ROLLOUTS = StreamSpec("rollouts", Attempt, ("rollout",), "reward", delete_on_ack
 GROUPS = StreamSpec("groups", GroupReady, ("reward", "rollout"), "trainer")
 EVALS = StreamSpec("evals", GroupReady, ("reward",), None)
 STEPS = StreamSpec("steps", StepRecord, ("trainer",), None)
-WEIGHTS = StreamSpec("weights", WeightVersion, ("trainer",), None)
+WEIGHTS = StreamSpec("weights", WeightVersion, ("trainer",), None, keep_newest=1000)
 EVENTS = StreamSpec("events", Event, ("gateway", "rollout", "reward", "trainer", "engine"), None, keep_newest=100_000)
 DEAD = StreamSpec("dead", DeadLetter, ("rollout", "reward", "trainer"), None)
 

@@ -13,6 +13,7 @@ from services.trainer.publish_versions import Versions
 from services.trainer.retention import Retention
 from services.trainer.sample_buffer import SampleBuffer
 from services.trainer.step_ledger import StepLedger
+from services.trainer.stored_limit import StoredLimit
 from services.trainer.take_up import Manifest
 from services.trainer.train_step import StepTrainer
 from shared.await_redis import AwaitRedis
@@ -25,9 +26,12 @@ STOP_GRACE_S = 10.0
 
 @dataclass
 class Progress:
-    """How many steps the weights in memory have seen."""
+    """Where the trainer is."""
 
     step: int = 0
+    """Steps that the weights in memory have seen."""
+    saved: int = 0
+    """Steps that the newest checkpoint covers."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +55,7 @@ class TrainingLoop:
     checkpoints: Checkpoints
     manifest: Manifest
     retention: Retention
+    stored: StoredLimit
     compute: ComputeThread
     is_stopping: Callable[[], Awaitable[bool]]
     redis: AwaitRedis
@@ -65,9 +70,8 @@ class TrainingLoop:
             FencedOut: another trainer took the run over.
         """
         recorded = {intent.step: intent for intent in await self.redis(lambda: self.ledger.intents(after=done))}
-        self.progress.step = done
+        self.progress.step = self.progress.saved = done
         await self.versions.offer(done)
-        saved = done
         for step in range(done + 1, self.steps + 1):
             begun = time.monotonic()
             intent = recorded.get(step) or await self._next_intent(step)
@@ -75,13 +79,13 @@ class TrainingLoop:
                 break
             await self._step(intent, begun)
             if step % self.checkpoint_every == 0 or step == self.steps:
-                saved = await self._checkpoint(step)
+                await self._checkpoint(step)
         done = self.progress.step
         if done == self.steps:
             await self.versions.settle()
         else:
             await self.versions.close(STOP_GRACE_S)
-        if saved < done:
+        if self.progress.saved < done:
             await self._checkpoint(done)
         await self._let_go()
         await self.redis(self.retention.archive_rest)
@@ -121,16 +125,16 @@ class TrainingLoop:
         # JSON has no name for a number that is not finite; a skipped step says so by step_skipped
         return {k: v for k, v in {**metrics, **seconds, "tokens_per_second": rate}.items() if math.isfinite(v)}
 
-    async def _checkpoint(self, step: int) -> int:
+    async def _checkpoint(self, step: int) -> None:
         """Write the state once the ledger that it belongs to is on disk, then let go of what it covers."""
         begun = time.monotonic()
         await self.redis(lambda: self.on_disk.wait(step))
         await self.redis(lambda: self.ledger.check(step))  # Redis may have come back without the step meanwhile
         position = await self.redis(self.ledger.position)
         await self.compute.run(self.checkpoints.save, step, self.backend.state(), self.manifest.of(position))
+        self.progress.saved = step
         await self._let_go()
         self.log.info("checkpoint_saved", step=step, seconds=time.monotonic() - begun)
-        return step
 
     async def _let_go(self) -> None:
         """Remove what the newest checkpoints make superfluous; at the end of a run what a kill left to do of it."""
@@ -140,4 +144,18 @@ class TrainingLoop:
     async def _leave(self) -> bool:
         self.versions.check()
         await self.redis(lambda: self.ledger.check(self.progress.step))
+        await self._make_room(self.progress.step)
         return await self.is_stopping()
+
+    async def _make_room(self, done: int) -> None:
+        """While the next groups are held back for what is stored: a checkpoint at once, and all that it covers leaves.
+
+        Groups that only the newest checkpoint covers go last, for without them an older one cannot stand in for it.
+        """
+        if not await self.redis(lambda: self.stored.holds_back(done)):
+            return
+        if self.progress.saved < done:
+            await self._checkpoint(done)
+        if await self.redis(lambda: self.stored.holds_back(done)):
+            await self.redis(lambda: self.retention.forget(done))
+            self.log.warning("groups_left_early", step=done, reason="rollout.max_stored_mib")

@@ -130,14 +130,6 @@ class Actors:
         answers = [await self.ledger.discard(group_id, ours) for _ in range(times)]
         assert answers == [len(ours), 0][:times]
 
-    async def forget(self, times: int) -> None:
-        """What a durable checkpoint of the last committed step covers."""
-        done = [group_id for step in self.model.steps[: self.model.committed] for group_id in step]
-        for group_id in done:
-            self.model.groups[group_id].forgotten = True
-        for _ in range(times):
-            await self.ledger.forget(done)
-
     async def letters(self) -> list[tuple[str, DeadLetter]]:
         stream: Stream[DeadLetter] = Stream(self.redis, RUN, DEAD)
         return await stream.read(count=10_000)
@@ -270,6 +262,20 @@ class Trainer:
         model.committed += 1
         for group_id in ids:
             model.groups[group_id].state = "trained"
+
+    async def forget(self, times: int) -> None:
+        """What a durable checkpoint of the last committed step covers."""
+        model = self._actors.model
+        done = [group_id for step in model.steps[: model.committed] for group_id in step]
+        for _ in range(times):
+            try:
+                await self._actors.ledger.forget(self.epoch, done)
+            except FencedOut:
+                assert not self.is_it
+                return
+        assert self.is_it
+        for group_id in done:
+            model.groups[group_id].forgotten = True
 
     async def drop_ready(self, times: int) -> None:
         if not self.is_it or not self.buffer:

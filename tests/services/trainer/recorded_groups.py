@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from redis.asyncio import Redis
 
+from services.trainer.step_ledger import StepLedger
 from services.trainer.tiny_model import TinyShape, write_tiny_model
 from shared.deployment import Deployment
 from shared.joining import complete
@@ -84,8 +85,8 @@ async def feed(redis: Redis, run: str, group_ids: Iterable[int], kind: str = "rl
 class NotedVersions:
     """Stands where engines are told of versions: keeps a copy of each and moves the counter."""
 
-    def __init__(self, serving: Serving) -> None:
-        self._ledger = Ledger(serving.redis, Keys(serving.run))
+    def __init__(self, _: Serving, ledger: StepLedger) -> None:
+        self._ledger = ledger
         self.published: dict[int, dict[str, torch.Tensor]] = {}
 
     def stage(self, version: int, step: int, named_tensors: Iterable[tuple[str, torch.Tensor]]) -> Any:
@@ -95,7 +96,7 @@ class NotedVersions:
     async def publish(self, staged: Any) -> None:
         version, tensors = staged
         self.published[version] = tensors
-        await self._ledger.advance("weight_version", version)
+        await self._ledger.served(version)
 
     async def serve_joiners(self) -> None:
         await asyncio.get_running_loop().create_future()

@@ -193,7 +193,7 @@ async def test_the_ledger_of_a_live_run_balances_at_every_moment(run: PlayedRun)
                 intent = await run.intend(step, 4)
                 await run.commit(intent)
                 if step % 3 == 0:
-                    await run.ledger.forget(intent.group_ids)
+                    await run.ledger.forget(run.epoch, intent.group_ids)
 
     playing = asyncio.create_task(play())
     seen = list[LedgerAnswer]()
