@@ -16,7 +16,8 @@ from services.reward.join_groups import GroupJoin
 from services.reward.score import Score
 from services.reward.worker import BATCH
 from services.trainer.fetch_payloads import fetch_rollouts
-from shared.messages import Codec, GroupReady, Prompt, Rollout, StepCommit, StepIntent
+from shared.messages import Attempt, Codec, GroupReady, Prompt, Rollout, StepCommit, StepIntent
+from shared.rollout_parts import Parts, arrays_of
 from shared.scripts import Ledger
 from shared.streams import Delivery, Message, Stream
 from shared.topology import GROUPS, PROMPTS, Keys
@@ -55,8 +56,13 @@ def sample_rollout(group_size: int, tokens: int) -> Rollout:
 
 
 def payload(rollout: Rollout) -> bytes:
-    """What travels."""
+    """An attempt in one piece, as the bare loop moves it."""
     return Codec[Rollout](Rollout).encode(rollout)
+
+
+def parts(rollout: Rollout) -> Parts:
+    """An attempt in its two pieces, as the real path stores it."""
+    return Codec[Attempt](Attempt).encode(rollout), arrays_of(rollout)
 
 
 class RealPath:

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from redis.asyncio import Redis
 
-from benchmarks.stream_path import RealPath, payload, sample_rollout
+from benchmarks.stream_path import RealPath, parts, payload, sample_rollout
 from deploy import embedded_redis
 from shared.messages import Rollout
 from shared.redis_connection import connect_checked
@@ -90,6 +90,7 @@ async def compare(redis: Redis, rollout: Rollout, groups: int, groups_per_step: 
         await path.retain()
     done = steps * groups_per_step
     rates = [done / min(bare[1:]), done / min(real[1:])]
+    stored = sum(map(len, parts(rollout)))
     ratios = sorted(one / other for one, other in zip(bare[1:], real[1:], strict=True))
     return {
         "groups": done * ROUNDS,
@@ -102,8 +103,8 @@ async def compare(redis: Redis, rollout: Rollout, groups: int, groups_per_step: 
         "share": float(np.median(ratios)),
         "bare_cpu_ms": cpu[0] / done / ROUNDS * 1000,
         "real_cpu_ms": cpu[1] / done / ROUNDS * 1000,
-        "bytes_per_token": len(entry) / tokens,
-        "bytes_per_token_without_text": (len(entry) - len(rollout.text)) / tokens,
+        "bytes_per_token": stored / tokens,
+        "bytes_per_token_without_text": (stored - len(rollout.text)) / tokens,
         "hops_ms": {hop: _percentiles(seconds) for hop, seconds in path.seconds.items()},
     }
 
