@@ -13,8 +13,8 @@ from redis.asyncio import Redis
 from services.gateway.dataset_store import DatasetStore
 from services.gateway.feeder import Feeder
 from services.gateway.ledger.describe_ledger import describe_ledger
-from shared.accounts import margins
-from shared.messages import Codec, Event, GroupReady, Prompt, Rollout
+from shared.joining import complete
+from shared.messages import Event, GroupReady, Prompt
 from shared.runs import Runs
 from shared.scripts import Ledger
 from shared.streams import Stream
@@ -47,9 +47,8 @@ class Players:
             self.most_bytes = max(self.most_bytes, (await self._ledger.counters()).get("stored_bytes", 0))
 
     async def _settle(self, group_id: int) -> None:
-        codec, attempts = Codec[Rollout](Rollout), [replace(r, text=TEXT) for r in rollouts(group_id)]
-        for one in attempts:
-            await self._ledger.join(group_id, len(attempts), one.attempt, codec.encode(one), margins(one))
+        attempts = [replace(r, text=TEXT) for r in rollouts(group_id)]
+        await self._ledger.join([complete(one) for one in attempts])
         reason = "dead" if group_id in self._dead else "filter" if group_id in self._drops else ""
         if reason:
             event = Event(0.0, "reward", "dropped", {"reason": reason})
@@ -59,7 +58,7 @@ class Players:
         rewards = [r.reward or 0.0 for r in attempts]
         version = attempts[0].weight_versions[0][0]
         ready = GroupReady(group_id, attempts[0].kind, "sums", group_id, lengths, rewards, version, version)
-        await self._ledger.emit(ready, sum(lengths))
+        await self._ledger.emit((ready, sum(lengths)))
 
 
 @contextlib.asynccontextmanager
