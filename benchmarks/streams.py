@@ -128,26 +128,25 @@ async def soak(redis: Redis, groups: int, groups_per_step: int) -> dict[str, Any
 
 
 def redis_benchmark(redis: Redis, entry_bytes: int) -> str:
-    """What redis-benchmark says of XADD with such entries, or why it says nothing."""
+    """What redis-benchmark says of XADD with entries of so many bytes, or why it says nothing."""
     program = shutil.which("redis-benchmark") or shutil.which("valkey-benchmark")
     if program is None:
         return "not installed"
     where: dict[str, Any] = redis.connection_pool.connection_kwargs
-    arguments = [
-        "-p",
-        str(where["port"]),
-        "-a",
-        str(where["password"]),
-        "-n",
-        "2000",
-        "-c",
-        "1",
-        "-d",
-        str(entry_bytes),
-    ]
-    command = [program, *arguments, "-q", "XADD", "xadd-benchmark", "MAXLEN", "100", "*", "m", "__data__"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
-    return done.stdout.strip().splitlines()[-1] if done.returncode == 0 else done.stderr.strip()
+    arguments = ["-p", str(where["port"]), "-a", str(where["password"]), "-n", "2000", "-c", "1", "-q", "-x"]
+    command = [
+        program,
+        *arguments,
+        "XADD",
+        "xadd-benchmark",
+        "MAXLEN",
+        "100",
+        "*",
+        "m",
+    ]  # -x: the last one is the input
+    done = subprocess.run(command, capture_output=True, input=b"x" * entry_bytes, timeout=120, check=False)
+    said = (done.stdout if done.returncode == 0 else done.stderr).decode().replace("\r", "\n").strip().splitlines()
+    return said[-1].partition(": ")[2] if done.returncode == 0 else said[-1]
 
 
 def _percentiles(seconds: list[float]) -> dict[str, float]:
