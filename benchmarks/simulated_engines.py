@@ -14,8 +14,9 @@ from redis.asyncio import Redis
 from benchmarks.long_tail import LongTail
 from benchmarks.virtual_time import Action, VirtualTime
 from shared.messages import Prompt, Rollout, Spans
+from shared.scripts import Ledger
 from shared.streams import Delivery, Message, Stream
-from shared.topology import PROMPTS, ROLLOUTS
+from shared.topology import PROMPTS, Keys
 
 FOREVER = Delivery(lease_s=1e6)
 """Leases are in real time, and nobody dies here."""
@@ -75,7 +76,7 @@ class SimulatedEngines:
         self._prompts: list[Stream[Prompt]] = [
             Stream(redis, run, PROMPTS, f"worker-{i}", FOREVER) for i in range(len(fleet))
         ]
-        self._rollouts: Stream[Rollout] = Stream(redis, run, ROLLOUTS)
+        self._ledger = Ledger(redis, Keys(run))
         self._free = deque(range(len(fleet)))
         self.served = ServedVersions()
         self.work: list[Work] = []
@@ -107,7 +108,7 @@ class SimulatedEngines:
             _rollout(message.body, attempt, length, versions, worker)
             for attempt, (length, versions) in enumerate(zip(lengths, spans, strict=True))
         ]
-        await message.forward(self._rollouts, *rollouts)
+        await self._ledger.forward(message, rollouts)
         self._free.append(worker)
         await self._on_rollouts()
         await self.take_prompts()

@@ -4,7 +4,7 @@ Real are Redis, the release of groups under the admission rule, the streams, the
 buffer and its ledger. Simulated are time, the engines, the scores and the optimizer step.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, cast
 
 import numpy as np
@@ -20,6 +20,7 @@ from services.gateway.read_standing import read_standing
 from services.gateway.release_training import TrainingRelease
 from services.reward.group_filter import build_filter
 from services.reward.join_groups import GroupJoin
+from services.reward.score import Score
 from services.trainer.fetch_payloads import fetch_rollouts
 from services.trainer.retention import Retention
 from services.trainer.sample_buffer import BatchPolicy, SampleBuffer
@@ -28,7 +29,7 @@ from services.trainer.step_ledger import StepLedger
 from shared.admission import admission_limit
 from shared.await_redis import AwaitRedis
 from shared.logs import Log
-from shared.messages import GroupReady, Rollout, StepIntent
+from shared.messages import Attempt, GroupReady, StepIntent
 from shared.run_settings import RunSettings
 from shared.scripts import Ledger
 from shared.streams import Message, Stream
@@ -75,7 +76,7 @@ class SimulatedRun:
         self._feeder = TrainingRelease(self.ledger, "feeder", settings, rows)
         fleet = machines.fleet(tail.seed)
         self.engines = SimulatedEngines(redis, settings.name, self.time, tail, fleet, self._expect_scores)
-        self._rollouts: Stream[Rollout] = Stream(redis, settings.name, ROLLOUTS, "reward", FOREVER)
+        self._rollouts: Stream[Attempt] = Stream(redis, settings.name, ROLLOUTS, "reward", FOREVER)
         self._join = GroupJoin(self.ledger, build_filter(settings.reward.group_filter))
         self._steps = StepLedger(redis, settings.name)
         self._retention = Retention(redis, self.keys, self._steps)
@@ -161,21 +162,18 @@ class SimulatedRun:
     async def _score(self) -> None:
         """The reward worker's turn: all attempts on the stream."""
         messages = await self._rollouts.receive(1024, 0)
-        attempts = [self._join.attempt(self._scored(message.body)) for message in messages]
+        attempts = [self._join.entry(message, self._score_of(message.body)) for message in messages]
         failures = await self._join.join(attempts)
         assert not failures, failures
-        async with self.redis.pipeline(transaction=True) as pipe:
-            for message in messages:
-                self._rollouts.settle(pipe, message.entry_id)
-            await pipe.execute()
+        await self._rollouts.acknowledge(messages)
         if self.settings.reward.group_filter:
             await self._release()
 
-    def _scored(self, rollout: Rollout) -> Rollout:
+    def _score_of(self, attempt: Attempt) -> Score:
         """Right or wrong, by how hard the prompt is; one prompt in four is always or never solved."""
-        hardness = np.random.default_rng((self._seed, rollout.group_id, 1)).uniform(-0.25, 1.25)
-        luck = np.random.default_rng((self._seed, rollout.group_id, 2, rollout.attempt)).uniform()
-        return replace(rollout, reward=float(luck > hardness))
+        hardness = np.random.default_rng((self._seed, attempt.group_id, 1)).uniform(-0.25, 1.25)
+        luck = np.random.default_rng((self._seed, attempt.group_id, 2, attempt.attempt)).uniform()
+        return Score(float(luck > hardness))
 
 
 class VirtualGroups(Stream[GroupReady]):

@@ -16,10 +16,11 @@ from services.reward.join_groups import GroupJoin
 from services.reward.score import Score
 from services.reward.worker import BATCH
 from services.trainer.fetch_payloads import fetch_rollouts
-from shared.messages import Codec, GroupReady, Prompt, Rollout, StepCommit, StepIntent
+from shared.messages import Attempt, Codec, GroupReady, Prompt, Rollout, StepCommit, StepIntent
+from shared.rollout_parts import Parts, arrays_of
 from shared.scripts import Ledger
 from shared.streams import Delivery, Message, Stream
-from shared.topology import GROUPS, PROMPTS, ROLLOUTS, Keys
+from shared.topology import GROUPS, PROMPTS, Keys
 
 RUN, FEEDER = "benchmark", "feeder"
 VOCABULARY = 151_936
@@ -55,8 +56,13 @@ def sample_rollout(group_size: int, tokens: int) -> Rollout:
 
 
 def payload(rollout: Rollout) -> bytes:
-    """What travels."""
+    """An attempt in one piece, as the bare loop moves it."""
     return Codec[Rollout](Rollout).encode(rollout)
+
+
+def parts(rollout: Rollout) -> Parts:
+    """An attempt in its two pieces, as the real path stores it."""
+    return Codec[Attempt](Attempt).encode(rollout), arrays_of(rollout)
 
 
 class RealPath:
@@ -67,7 +73,6 @@ class RealPath:
         self.ledger = Ledger(redis, self.keys)
         delivery = Delivery()
         self._prompts: Stream[Prompt] = Stream(redis, RUN, PROMPTS, "rollout-1", delivery)
-        self._rollouts: Stream[Rollout] = Stream(redis, RUN, ROLLOUTS)
         self._attempts = Attempts(redis, RUN, "reward-1", delivery)
         self._join = GroupJoin(self.ledger, keep_all)
         self._ready: Stream[GroupReady] = Stream(redis, RUN, GROUPS, "trainer", delivery)
@@ -95,7 +100,7 @@ class RealPath:
                 for message in await self._timed("receive prompt", self._prompts.receive(left, 1)):
                     left -= 1
                     rollouts = self._generate(message.body)
-                    await self._timed("forward rollouts", message.forward(self._rollouts, *rollouts))
+                    await self._timed("forward rollouts", self.ledger.forward(message, rollouts))
 
     async def _score_all(self, steps: int) -> None:
         left = steps * self._batch * self._rollout.group_size
@@ -113,7 +118,7 @@ class RealPath:
     async def retain(self) -> None:
         """What the trainer deletes when a checkpoint covers all steps so far."""
         entries = await self.redis.xrange(self.keys.stream(GROUPS))
-        await self.ledger.forget([int(fields[b"g"]) for _, fields in cast(list[Any], entries)])
+        await self.ledger.forget(self._epoch, [int(fields[b"g"]) for _, fields in cast(list[Any], entries)])
         await self.redis.xtrim(self.keys.stream(GROUPS), maxlen=0)
 
     async def _release(self) -> None:

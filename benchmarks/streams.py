@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from redis.asyncio import Redis
 
-from benchmarks.stream_path import RealPath, payload, sample_rollout
+from benchmarks.stream_path import RealPath, parts, payload, sample_rollout
 from deploy import embedded_redis
 from shared.messages import Rollout
 from shared.redis_connection import connect_checked
@@ -90,6 +90,7 @@ async def compare(redis: Redis, rollout: Rollout, groups: int, groups_per_step: 
         await path.retain()
     done = steps * groups_per_step
     rates = [done / min(bare[1:]), done / min(real[1:])]
+    stored = sum(map(len, parts(rollout)))
     ratios = sorted(one / other for one, other in zip(bare[1:], real[1:], strict=True))
     return {
         "groups": done * ROUNDS,
@@ -102,8 +103,8 @@ async def compare(redis: Redis, rollout: Rollout, groups: int, groups_per_step: 
         "share": float(np.median(ratios)),
         "bare_cpu_ms": cpu[0] / done / ROUNDS * 1000,
         "real_cpu_ms": cpu[1] / done / ROUNDS * 1000,
-        "bytes_per_token": len(entry) / tokens,
-        "bytes_per_token_without_text": (len(entry) - len(rollout.text)) / tokens,
+        "bytes_per_token": stored / tokens,
+        "bytes_per_token_without_text": (stored - len(rollout.text)) / tokens,
         "hops_ms": {hop: _percentiles(seconds) for hop, seconds in path.seconds.items()},
     }
 
@@ -127,26 +128,25 @@ async def soak(redis: Redis, groups: int, groups_per_step: int) -> dict[str, Any
 
 
 def redis_benchmark(redis: Redis, entry_bytes: int) -> str:
-    """What redis-benchmark says of XADD with such entries, or why it says nothing."""
+    """What redis-benchmark says of XADD with entries of so many bytes, or why it says nothing."""
     program = shutil.which("redis-benchmark") or shutil.which("valkey-benchmark")
     if program is None:
         return "not installed"
     where: dict[str, Any] = redis.connection_pool.connection_kwargs
-    arguments = [
-        "-p",
-        str(where["port"]),
-        "-a",
-        str(where["password"]),
-        "-n",
-        "2000",
-        "-c",
-        "1",
-        "-d",
-        str(entry_bytes),
-    ]
-    command = [program, *arguments, "-q", "XADD", "xadd-benchmark", "MAXLEN", "100", "*", "m", "__data__"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
-    return done.stdout.strip().splitlines()[-1] if done.returncode == 0 else done.stderr.strip()
+    arguments = ["-p", str(where["port"]), "-a", str(where["password"]), "-n", "2000", "-c", "1", "-q", "-x"]
+    command = [
+        program,
+        *arguments,
+        "XADD",
+        "xadd-benchmark",
+        "MAXLEN",
+        "100",
+        "*",
+        "m",
+    ]  # -x: the last one is the input
+    done = subprocess.run(command, capture_output=True, input=b"x" * entry_bytes, timeout=120, check=False)
+    said = (done.stdout if done.returncode == 0 else done.stderr).decode().replace("\r", "\n").strip().splitlines()
+    return said[-1].partition(": ")[2] if done.returncode == 0 else said[-1]
 
 
 def _percentiles(seconds: list[float]) -> dict[str, float]:

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 
-from shared.messages import Rollout
+from shared.messages import Attempt
 
 Margins = dict[str, int]
 """`dataset|<name>`, `worker|<name>`, `version|<number>` -> tokens; each kind adds up to the attempt's tokens."""
@@ -11,11 +11,11 @@ STATES = ("trained", "evaluated")
 KINDS = ("dataset", "worker", "version")
 
 
-def margins(rollout: Rollout) -> Margins:
+def margins(attempt: Attempt) -> Margins:
     """The tokens after the prompt of one attempt, counted once for each kind of margin."""
-    tokens = len(rollout.token_ids)
-    found = {f"dataset|{rollout.dataset}": tokens, f"worker|{rollout.worker}": tokens}
-    for version, count in rollout.weight_versions:
+    tokens = attempt.tokens
+    found = {f"dataset|{attempt.dataset}": tokens, f"worker|{attempt.worker}": tokens}
+    for version, count in attempt.weight_versions:
         found[f"version|{version}"] = found.get(f"version|{version}", 0) + count
     return found
 

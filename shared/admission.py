@@ -2,6 +2,7 @@
 
 from shared.run_settings import RunSettings
 
+MIB = 2**20
 SFT_LOOKAHEAD = 4
 """Steps that an sft run prepares ahead; its rows depend on no policy."""
 
@@ -15,3 +16,8 @@ def admission_limit(settings: RunSettings, weight_version: int) -> int:
     lookahead = SFT_LOOKAHEAD if settings.kind == "sft" else settings.rollout.max_staleness
     size, last = settings.rollout.groups_per_step, settings.trainer.steps
     return min((weight_version + lookahead + 1) * size + settings.rollout.over_sampling, last * size)
+
+
+def is_full(settings: RunSettings, stored_bytes: int) -> bool:
+    """True while the attempts in Redis take more than the run allows."""
+    return stored_bytes > settings.rollout.max_stored_mib * MIB

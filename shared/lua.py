@@ -13,14 +13,18 @@ local function move(tokens, accounts, state)
     redis.call('HINCRBY', accounts, state .. '|' .. margins[i], margins[i + 1])
   end
 end
-local function stored_bytes(group)
+local function stored_bytes(group, arrays)
   local bytes = 0
-  for _, attempt in ipairs(redis.call('HKEYS', group)) do bytes = bytes + redis.call('HSTRLEN', group, attempt) end
+  for _, key in ipairs({group, arrays}) do
+    for _, name in ipairs(redis.call('HKEYS', key)) do
+      if name ~= 'of' then bytes = bytes + redis.call('HSTRLEN', key, name) end
+    end
+  end
   return bytes
 end
 """
 )
-"""Tokens of a group leave `generated but undecided` for a state; `stored_bytes` is what a group's attempts take."""
+"""Tokens of a group leave `generated but undecided` for a state; `stored_bytes` is what it takes, arrays included."""
 
 RELEASE = """
 -- KEYS feeder lease, counters, cursor, prompts, eval groups; ARGV token, first id, limit or -1, counter, cursor field,
@@ -49,84 +53,113 @@ redis.call('HSET', KEYS[3], ARGV[5], ARGV[6])
 return count
 """
 
-_STORE = """
-local function store(group, tokens, args, at, payload)
-  local settled = redis.call('GETBIT', KEYS[1], args[at]) == 1
-  local dead = settled and redis.call('SISMEMBER', KEYS[4], args[at]) == 1
-  if settled and not dead then return 2 end
-  local fresh = redis.call('HSETNX', group, args[at + 2], payload)
-  local margins = tonumber(args[at + 3])
-  if fresh == 1 and margins > 0 then
-    for i = at + 4, at + 2 + 2 * margins, 2 do
-      redis.call('HINCRBY', tokens, args[i], args[i + 1])
-      redis.call('HINCRBY', KEYS[2], 'generated|' .. args[i], args[i + 1])
-      if dead then redis.call('HINCRBY', KEYS[2], 'dropped:dead|' .. args[i], args[i + 1]) end
-    end
-    redis.call('HINCRBY', KEYS[3], 'stored_bytes', #payload)
-  end
-  if dead then return 3 + 4 * fresh end
-  if redis.call('HLEN', group) >= tonumber(args[at + 1]) then return 1 + 4 * fresh end
-  return 4 * fresh
-end
-"""
-"""KEYS emitted, accounts, counters, dead groups; of an attempt, from `at`: group id, group size, attempt, number of
-margins (0: it is unscored and not accounted yet), then margin, tokens, margin, tokens, ..."""
-
-JOIN = (
-    _STORE
-    + """
--- KEYS emitted, accounts, counters, dead groups, group, tokens; ARGV payload, then as above
-return store(KEYS[5], KEYS[6], ARGV, 2, ARGV[1])
-"""
-)
-
-JOIN_ENTRIES = (
-    _STORE
-    + """
--- KEYS emitted, accounts, counters, dead groups, the stream of attempts, then for each attempt its group and tokens;
--- ARGV for each attempt: id of its entry, how many bytes at that payload's end are replaced, by what, then as above
-local answers, at, key = {}, 1, 6
+FORWARD_ROLLOUTS = """
+-- KEYS prompts, rollouts, arrays, emitted, dead groups, counters, keys to forget; ARGV consumer group, entry id of the
+-- prompt, group id, name of this forward, then for each attempt: its number, its arrays, number of fields and values of
+-- its entry, these
+if redis.call('XACK', KEYS[1], ARGV[1], ARGV[2]) == 0 then return 0 end
+redis.call('XDEL', KEYS[1], ARGV[2])
+for i = 7, #KEYS do redis.call('UNLINK', KEYS[i]) end
+if redis.call('GETBIT', KEYS[4], ARGV[3]) == 1 and redis.call('SISMEMBER', KEYS[5], ARGV[3]) == 0 then return 0 end
+if redis.call('HSETNX', KEYS[3], 'of', ARGV[4]) == 0 then return 0 end
+local at, bytes = 5, 0
 while at <= #ARGV do
-  local entry = redis.call('XRANGE', KEYS[5], ARGV[at], ARGV[at])[1]
-  local answer = 2
-  if entry then
-    for i = 1, #entry[2], 2 do
-      if entry[2][i] == 'm' then
-        local payload = string.sub(entry[2][i + 1], 1, -1 - tonumber(ARGV[at + 1])) .. ARGV[at + 2]
-        answer = store(KEYS[key], KEYS[key + 1], ARGV, at + 3, payload)
-      end
-    end
+  local last = at + 2 + tonumber(ARGV[at + 2])
+  redis.call('HSET', KEYS[3], ARGV[at], ARGV[at + 1])
+  redis.call('XADD', KEYS[2], '*', 'f', ARGV[4], unpack(ARGV, at + 3, last))
+  at, bytes = last + 1, bytes + #ARGV[at + 1]
+end
+redis.call('HINCRBY', KEYS[6], 'stored_bytes', bytes)
+return 1
+"""
+"""The first forward of a group is the only one: an entry carries its name, and is of no use beside other arrays.
+
+A prompt that Redis does not know as delivered publishes nothing, nor does a group that is decided and not dead.
+"""
+
+JOIN = """
+-- KEYS emitted, accounts, counters, dead groups, the stream of attempts, then for each group its attempts (scored or
+-- not), tokens and arrays; ARGV a msgpack list of attempts: place of its group's keys, group id, group size, attempt,
+-- name of its forward, its margins and their tokens in turns (none: it is not accounted yet), bytes; then either the
+-- entry whose payload they end, and how many bytes of it they replace, or '' and 0 for a whole payload; its arrays, if
+-- they come with it
+local function payload(entry_id, replaced, bytes)
+  if entry_id == '' then return bytes end
+  local entry = redis.call('XRANGE', KEYS[5], entry_id, entry_id)[1]
+  for i = 1, entry and #entry[2] or 0, 2 do
+    if entry[2][i] == 'm' then return string.sub(entry[2][i + 1], 1, -1 - replaced) .. bytes end
   end
-  answers[#answers + 1] = answer
-  at, key = at + 7 + 2 * tonumber(ARGV[at + 6]), key + 2
+end
+local sums = {}
+local function add(key, name, amount)
+  sums[key] = sums[key] or {}
+  sums[key][name] = (sums[key][name] or 0) + amount
+end
+local function count(tokens, margins, dead)
+  for i = 1, #margins, 2 do
+    add(tokens, margins[i], margins[i + 1])
+    add(KEYS[2], 'generated|' .. margins[i], margins[i + 1])
+    if dead then add(KEYS[2], 'dropped:dead|' .. margins[i], margins[i + 1]) end
+  end
+end
+local function store(key, group_id, size, attempt, name, margins, bytes, entry_id, replaced, arrays)
+  local settled = redis.call('GETBIT', KEYS[1], group_id) == 1
+  local dead = settled and redis.call('SISMEMBER', KEYS[4], group_id) == 1
+  if settled and not dead then return 2 end
+  local scored = payload(entry_id, replaced, bytes)
+  if not scored then return 2 end
+  if not arrays and redis.call('HGET', KEYS[key + 2], 'of') ~= name then return 4 end
+  local fresh = redis.call('HSETNX', KEYS[key], attempt, scored)
+  if fresh == 1 and arrays then
+    redis.call('HSET', KEYS[key + 2], attempt, arrays, 'of', name)
+  end
+  if fresh == 1 and #margins > 0 then
+    count(KEYS[key + 1], margins, dead)
+    add(KEYS[3], 'stored_bytes', #scored + (arrays and #arrays or 0))
+  end
+  if dead then return 3 + 8 * fresh end
+  return (redis.call('HLEN', KEYS[key]) >= size and 1 or 0) + 8 * fresh
+end
+local answers = {}
+for i, attempt in ipairs(cmsgpack.unpack(ARGV[1])) do answers[i] = store(unpack(attempt)) end
+for key, amounts in pairs(sums) do
+  for name, amount in pairs(amounts) do redis.call('HINCRBY', key, name, amount) end
 end
 return answers
 """
-)
-"""An entry that is gone was joined by another worker, or Redis lost it and its group is released anew."""
+"""An entry that is gone was joined by another worker, or Redis lost it and its group is released anew.
+
+8 is added where this call stored the attempt.
+"""
 
 EMIT = """
--- KEYS emitted, counters, groups; ARGV group id, entry, tokens
-if redis.call('SETBIT', KEYS[1], ARGV[1], 1) == 1 then return 0 end
-redis.call('XADD', KEYS[3], '*', 'm', ARGV[2], 'g', ARGV[1])
-redis.call('HINCRBY', KEYS[2], 'emitted', 1)
-redis.call('HINCRBY', KEYS[2], 'generated_tokens', ARGV[3])
-return 1
+-- KEYS emitted, counters, groups; ARGV for each group its id, entry, tokens
+local emitted = 0
+for i = 1, #ARGV, 3 do
+  if redis.call('SETBIT', KEYS[1], ARGV[i], 1) == 0 then
+    redis.call('XADD', KEYS[3], '*', 'm', ARGV[i + 1], 'g', ARGV[i])
+    redis.call('HINCRBY', KEYS[2], 'generated_tokens', ARGV[i + 2])
+    emitted = emitted + 1
+  end
+end
+if emitted > 0 then redis.call('HINCRBY', KEYS[2], 'emitted', emitted) end
+return emitted
 """
 
 EVALUATE = (
     MOVE
     + """
--- KEYS emitted, counters, evals, evaluated, tally, tokens, accounts, group; ARGV group id, entry, field, amount, ...
+-- KEYS emitted, counters, evals, evaluated, tally, tokens, accounts, group, arrays; ARGV group id, entry, field,
+-- amount, ...
 if redis.call('SETBIT', KEYS[1], ARGV[1], 1) == 1 then return 0 end
 redis.call('SETBIT', KEYS[4], ARGV[1], 1)
 redis.call('XADD', KEYS[3], '*', 'm', ARGV[2], 'g', ARGV[1])
 redis.call('HINCRBY', KEYS[2], 'eval_done', 1)
-redis.call('HINCRBY', KEYS[2], 'stored_bytes', 0 - stored_bytes(KEYS[8]))
+redis.call('HINCRBY', KEYS[2], 'stored_bytes', 0 - stored_bytes(KEYS[8], KEYS[9]))
 for i = 3, #ARGV, 2 do redis.call('HINCRBYFLOAT', KEYS[5], ARGV[i], ARGV[i + 1]) end
 move(KEYS[6], KEYS[7], 'evaluated')
 redis.call('UNLINK', KEYS[6])
-redis.call('EXPIRE', KEYS[8], KEEP_S)
+for i = 8, 9 do redis.call('EXPIRE', KEYS[i], KEEP_S) end
 return 1
 """
 )
@@ -135,8 +168,8 @@ DROP = (
     MOVE
     + """
 -- KEYS emitted, dropped, trained, counters, events, tokens, accounts, group, dead groups, tally, partial, its owner,
--- groups, unscored; ARGV group id, reason, event, counter prefix, stage, entry id, consumer group, tally field, amount,
--- ... An evaluation's groups cannot be sent again: it is over by then.
+-- groups, unscored, arrays; ARGV group id, reason, event, counter prefix, stage, entry id, consumer group, tally field,
+-- amount, ... An evaluation's groups cannot be sent again: it is over by then.
 if ARGV[5] == 'ready' then
   if redis.call('GETBIT', KEYS[3], ARGV[1]) == 1 or redis.call('GETBIT', KEYS[2], ARGV[1]) == 1 then return 0 end
   redis.call('XACK', KEYS[13], ARGV[7], ARGV[6])
@@ -155,18 +188,24 @@ redis.call('UNLINK', KEYS[11], KEYS[12])
 if ARGV[2] == 'dead' and ARGV[4] == '' then
   redis.call('SADD', KEYS[9], ARGV[1])
 else
-  redis.call('HINCRBY', KEYS[4], 'stored_bytes', 0 - stored_bytes(KEYS[8]))
+  redis.call('HINCRBY', KEYS[4], 'stored_bytes', 0 - stored_bytes(KEYS[8], KEYS[15]))
   redis.call('UNLINK', KEYS[6], KEYS[14])
   redis.call('EXPIRE', KEYS[8], KEEP_S)
+  redis.call('EXPIRE', KEYS[15], KEEP_S)
 end
 return 1
 """
 )
 
 TAKE_OVER = """
--- KEYS trainer epoch; ARGV microseconds of the caller's clock: what a rolled back Redis gives out is new all the same
+-- KEYS trainer epoch, counters; ARGV microseconds of the caller's clock: what a rolled back Redis gives out is new all
+-- the same. A version of a step that Redis has lost is taken back, or admission would count on it.
 local epoch = string.format('%.0f', math.max(tonumber(redis.call('GET', KEYS[1]) or '0') + 1, tonumber(ARGV[1])))
 redis.call('SET', KEYS[1], epoch)
+local step = tonumber(redis.call('HGET', KEYS[2], 'step') or '0')
+if tonumber(redis.call('HGET', KEYS[2], 'weight_version') or '-1') > step then
+  redis.call('HSET', KEYS[2], 'weight_version', step)
+end
 return epoch
 """
 
@@ -240,14 +279,17 @@ return 1
 
 FORGET = (
     MOVE
+    + EPOCH
     + """
--- KEYS counters, groups to forget
+-- KEYS trainer epoch, counters, then of each group to forget its attempts and its arrays; ARGV epoch
+local epoch = check_epoch(KEYS[1], ARGV[1])
+if epoch ~= 0 then return epoch end
 local bytes = 0
-for i = 2, #KEYS do
-  bytes = bytes + stored_bytes(KEYS[i])
-  redis.call('UNLINK', KEYS[i])
+for i = 3, #KEYS, 2 do
+  bytes = bytes + stored_bytes(KEYS[i], KEYS[i + 1])
+  redis.call('UNLINK', KEYS[i], KEYS[i + 1])
 end
-redis.call('HINCRBY', KEYS[1], 'stored_bytes', 0 - bytes)
+redis.call('HINCRBY', KEYS[2], 'stored_bytes', 0 - bytes)
 return bytes
 """
 )
@@ -255,8 +297,8 @@ return bytes
 REDRIVE = (
     MOVE
     + """
--- KEYS emitted, dropped, counters, dead, dead groups, events, tokens, accounts, then for each letter its stream;
--- ARGV group id, event, value of the emitted bit, number of letters, their ids, their payloads
+-- KEYS emitted, dropped, counters, dead, dead groups, events, tokens, accounts, arrays, then for each letter its
+-- stream; ARGV group id, event, value of the emitted bit, number of letters, their ids, their payloads
 if redis.call('SREM', KEYS[5], ARGV[1]) == 0 then return 0 end
 redis.call('SETBIT', KEYS[1], ARGV[1], ARGV[3])
 redis.call('SETBIT', KEYS[2], ARGV[1], 0)
@@ -266,8 +308,11 @@ redis.call('HINCRBY', KEYS[3], 'redriven', 1)
 local margins = redis.call('HGETALL', KEYS[7])
 for i = 1, #margins, 2 do redis.call('HINCRBY', KEYS[8], 'dropped:dead|' .. margins[i], 0 - margins[i + 1]) end
 local count = tonumber(ARGV[4])
+local name = redis.call('HGET', KEYS[9], 'of')
 for i = 1, count do
-  redis.call('XADD', KEYS[8 + i], '*', 'm', ARGV[4 + count + i], 'g', ARGV[1])
+  local entry = {'m', ARGV[4 + count + i], 'g', ARGV[1]}
+  if name then entry[5], entry[6] = 'f', name end
+  redis.call('XADD', KEYS[9 + i], '*', unpack(entry))
   redis.call('XDEL', KEYS[4], ARGV[4 + i])
 end
 redis.call('XADD', KEYS[6], 'MAXLEN', '~', EVENTS_KEPT, '*', 'm', ARGV[2], 'g', ARGV[1])
@@ -278,72 +323,16 @@ return 1
 DISCARD = (
     MOVE
     + """
--- KEYS counters, dead, dead groups, group, unscored, tokens; ARGV group id or '', ids of the dead letters
+-- KEYS counters, dead, dead groups, group, unscored, tokens, arrays; ARGV group id or '', ids of the dead letters
 if ARGV[1] ~= '' and redis.call('SREM', KEYS[3], ARGV[1]) == 1 then
-  redis.call('HINCRBY', KEYS[1], 'stored_bytes', 0 - stored_bytes(KEYS[4]))
-  redis.call('UNLINK', KEYS[4], KEYS[5], KEYS[6])
+  redis.call('HINCRBY', KEYS[1], 'stored_bytes', 0 - stored_bytes(KEYS[4], KEYS[7]))
+  redis.call('UNLINK', KEYS[4], KEYS[5], KEYS[6], KEYS[7])
 end
 local gone = 0
 for i = 2, #ARGV do gone = gone + redis.call('XDEL', KEYS[2], ARGV[i]) end
 return gone
 """
 )
-
-FORWARD = """
--- KEYS source, target, keys to forget; ARGV consumer group, 1 to delete the source's entries, most entries that the
--- target keeps or '', number of source entries, their ids, then for each result: number of its fields and values, these
-local count, acknowledged = tonumber(ARGV[4]), 0
-for i = 5, 4 + count do
-  if redis.call('XACK', KEYS[1], ARGV[1], ARGV[i]) == 1 then
-    acknowledged = acknowledged + 1
-    if ARGV[2] == '1' then redis.call('XDEL', KEYS[1], ARGV[i]) end
-  end
-end
-if acknowledged == 0 then return 0 end
-local at = 5 + count
-while at <= #ARGV do
-  local last = at + tonumber(ARGV[at])
-  if ARGV[3] == '' then
-    redis.call('XADD', KEYS[2], '*', unpack(ARGV, at + 1, last))
-  else
-    redis.call('XADD', KEYS[2], 'MAXLEN', '~', ARGV[3], '*', unpack(ARGV, at + 1, last))
-  end
-  at = last + 1
-end
-for i = 3, #KEYS do redis.call('UNLINK', KEYS[i]) end
-return 1
-"""
-"""An entry that was settled by another worker, or that Redis does not know any more, publishes nothing."""
-
-BURY = """
--- KEYS stream, dead, emitted; ARGV consumer group, entry id, letter, 1 to delete the entry, group id or '',
--- 1 if the group has to be settled
-if ARGV[6] == '1' and redis.call('GETBIT', KEYS[3], ARGV[5]) == 0 then return -1 end
-if redis.call('XACK', KEYS[1], ARGV[1], ARGV[2]) == 0 then return 0 end
-redis.call('XADD', KEYS[2], '*', 'm', ARGV[3], 'g', ARGV[5])
-if ARGV[4] == '1' then redis.call('XDEL', KEYS[1], ARGV[2]) end
-return 1
-"""
-
-PENDING = """
--- KEYS stream; ARGV consumer group, entry ids
-local pending = {}
-for i = 2, #ARGV do pending[i - 1] = #redis.call('XPENDING', KEYS[1], ARGV[1], ARGV[i], ARGV[i], 1) end
-return pending
-"""
-
-RENEW = """
--- KEYS stream; ARGV consumer group, consumer, new consumer, entry ids
-local renewed = 0
-for i = 4, #ARGV do
-  local entry = redis.call('XPENDING', KEYS[1], ARGV[1], ARGV[i], ARGV[i], 1)[1]
-  if entry and entry[2] == ARGV[2] then
-    redis.call('XCLAIM', KEYS[1], ARGV[1], ARGV[3], 0, ARGV[i], 'JUSTID')
-    renewed = renewed + 1
-  end
-end
-return renewed
-"""
 
 APPEND_CHUNK = """
 -- KEYS partial, its owner, emitted; ARGV group id, owner, entries
@@ -352,9 +341,26 @@ for i = 3, #ARGV do redis.call('XADD', KEYS[1], '*', 'm', ARGV[i]) end
 return 1
 """
 
-ADVANCE = """
--- KEYS counters; ARGV counter, value
-if tonumber(redis.call('HGET', KEYS[1], ARGV[1]) or '-1') >= tonumber(ARGV[2]) then return 0 end
-redis.call('HSET', KEYS[1], ARGV[1], ARGV[2])
+ADVANCE = (
+    EPOCH
+    + """
+-- KEYS trainer epoch, counters; ARGV epoch or '', counter, value
+local epoch = ARGV[1] == '' and 0 or check_epoch(KEYS[1], ARGV[1])
+if epoch ~= 0 then return epoch end
+if tonumber(redis.call('HGET', KEYS[2], ARGV[2]) or '-1') >= tonumber(ARGV[3]) then return 0 end
+redis.call('HSET', KEYS[2], ARGV[2], ARGV[3])
 return 1
 """
+)
+
+ANNOUNCE = (
+    EPOCH
+    + """
+-- KEYS trainer epoch, weights; ARGV epoch, entry, most entries that are kept
+local epoch = check_epoch(KEYS[1], ARGV[1])
+if epoch ~= 0 then return epoch end
+redis.call('XADD', KEYS[2], 'MAXLEN', '~', ARGV[3], '*', 'm', ARGV[2])
+return 1
+"""
+)
+"""Engines take the newest entry, whoever wrote it."""

@@ -62,8 +62,8 @@ class Prompt:
 
 
 @dataclass(frozen=True, slots=True)
-class Rollout:
-    """One finished attempt of a group. Every array has one number for each token after the prompt."""
+class Attempt:
+    """One finished attempt of a group, without the ids and log-probabilities of its tokens: what scoring reads."""
 
     group_id: int
     attempt: int
@@ -75,9 +75,6 @@ class Rollout:
     label: Any
     metadata: dict[str, Any]
     prompt_ids: Int32Array
-    token_ids: Int32Array
-    logprobs: Float32Array
-    """Natural logarithms, of the policy that sampled the token, at the sampling temperature; 0 where the mask is 0."""
     loss_mask: Spans
     """1 for tokens that the policy sampled, 0 for tokens that came from a tool or a template."""
     weight_versions: Spans
@@ -89,6 +86,20 @@ class Rollout:
     pinned_version: int | None = None
     reward: float | None = None
     reward_detail: dict[str, Any] = field(default_factory=dict[str, Any])
+
+    @property
+    def tokens(self) -> int:
+        """How many tokens follow the prompt."""
+        return sum(count for _, count in self.loss_mask)
+
+
+@dataclass(frozen=True, slots=True)
+class Rollout(Attempt):
+    """One finished attempt, complete. Every array has one number for each token after the prompt."""
+
+    token_ids: Int32Array = field(kw_only=True)
+    logprobs: Float32Array = field(kw_only=True)
+    """Natural logarithms, of the policy that sampled the token, at the sampling temperature; 0 where the mask is 0."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -221,7 +232,8 @@ class Codec(Generic[M]):
     """A message type <-> msgpack bytes."""
 
     def __init__(self, message: Any) -> None:
-        self.name: str = getattr(message, "__name__", "StepRecord")
+        name: str = getattr(message, "__name__", "StepRecord")
+        self._named = f"an {name}" if name[0] in "AEIOU" else f"a {name}"
         self._adapter: TypeAdapter[M] = _adapter(message)
 
     def encode(self, message: M) -> bytes:
@@ -230,21 +242,26 @@ class Codec(Generic[M]):
         self._check_size(data)
         return data
 
-    def decode(self, data: bytes) -> M:
-        """WireError if the bytes are no msgpack, are over a limit, or do not make this message."""
+    def decode(self, data: bytes, **beside: Any) -> M:
+        """WireError if the bytes are no msgpack, are over a limit, or do not make this message.
+
+        `beside` are fields that travel on their own.
+        """
         self._check_size(data)
         try:
-            return self._adapter.validate_python(msgpack.unpackb(data))
+            tree: Any = msgpack.unpackb(data)
+            fields = {**cast(dict[Any, Any], tree), **beside} if isinstance(tree, dict) else tree
+            return self._adapter.validate_python(fields)
         except ValidationError as error:
             first = error.errors()[0]
             where = ".".join(str(part) for part in first["loc"])
-            raise WireError(f"not a {self.name}: {where}: {first['msg']}") from None
+            raise WireError(f"not {self._named}: {where}: {first['msg']}") from None
         except (ValueError, msgpack.exceptions.UnpackException) as error:
-            raise WireError(f"not a {self.name}: {type(error).__name__}: {error}") from None
+            raise WireError(f"not {self._named}: {type(error).__name__}: {error}") from None
 
     def _check_size(self, data: bytes) -> None:
         if len(data) > MAX_ENTRY_BYTES:
-            raise WireError(f"a {self.name} of {len(data)} bytes is over the limit of {MAX_ENTRY_BYTES} bytes an entry")
+            raise WireError(f"{self._named} of {len(data)} bytes is over the limit of {MAX_ENTRY_BYTES} bytes an entry")
 
 
 def spans(values: Iterable[int]) -> Spans:

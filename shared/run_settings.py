@@ -77,7 +77,7 @@ class RolloutSettings(Settings):
     over_sampling: Annotated[int, Field(ge=0)] = 0
     """Extra groups that may be under way beyond the admission bound, so that a step need not wait for its slowest."""
     max_stored_mib: Positive = 4096
-    """MiB of attempts in Redis beyond which no further group is released."""
+    """MiB of attempts in Redis beyond which groups are released for the next step only, once trained ones have left."""
     partial_tokens: Annotated[int, Field(ge=0)] = 512
     """Tokens after which an unfinished attempt is stored in Redis, for another worker to continue; 0 stores none."""
     partial_seconds: Seconds = 10

@@ -1,4 +1,4 @@
-"""Stream[M]: publish, consume in a group, renew leases, forward (publish and ack at once), reclaim, dead-letter."""
+"""Stream[M]: publish, consume in a group, renew leases, acknowledge, reclaim, dead-letter."""
 
 import asyncio
 import time
@@ -9,7 +9,7 @@ from typing import Any, Generic, TypeVar, cast
 from redis.asyncio import Redis
 from redis.exceptions import ResponseError
 
-from shared import lua
+from shared import stream_lua
 from shared.errors import WireError
 from shared.messages import MAX_ENTRY_BYTES, Codec, DeadLetter
 from shared.pending import LET_GO, Pending, choose
@@ -17,13 +17,26 @@ from shared.redis_connection import UNREACHABLE
 from shared.topology import DEAD, Keys, StreamSpec
 
 M = TypeVar("M")
-N = TypeVar("N")
 Entry = tuple[bytes, dict[bytes, bytes]]
 OnDead = Callable[[int | None, str], Awaitable[None]]
 """Called with (group id if known, reason) before a dead entry is acknowledged; it may be called again."""
 RECLAIM_PAGE = 100
 LETTER_BYTES = MAX_ENTRY_BYTES - 2**16
 """The largest entry that a dead letter keeps."""
+
+
+def entry_of(codec: Codec[M], message: M) -> dict[str, Any]:
+    """The entry of a message: its bytes; in the open its group id, and which evaluation it belongs to.
+
+    What is in the open is there for entries that do not decode: their group still has to be counted.
+    """
+    entry: dict[str, Any] = {"m": codec.encode(message)}
+    group_id: int | None = getattr(message, "group_id", None)
+    if group_id is not None:
+        entry["g"] = group_id
+    if getattr(message, "kind", None) == "eval":
+        entry["e"] = f"{getattr(message, 'pinned_version', None) or 0}|{getattr(message, 'dataset', '')}"
+    return entry
 
 
 def evaluation_of(fields: Mapping[bytes, bytes]) -> tuple[int, str] | None:
@@ -46,13 +59,13 @@ class Stream(Generic[M]):
     def __init__(
         self, redis: Redis, run: str, spec: StreamSpec, consumer: str = "", delivery: Delivery | None = None
     ) -> None:
-        self.spec = spec
-        self.key = Keys(run).stream(spec)
+        self.spec, self.keys = spec, Keys(run)
+        self.key = self.keys.stream(spec)
         self.codec: Codec[M] = Codec(spec.message)
         self.redis = redis
         self.delivery = delivery or Delivery()
         self.on_dead: OnDead | None = None
-        self._dead_key, self._emitted_key = Keys(run).stream(DEAD), Keys(run).emitted
+        self._dead_key, self._emitted_key = self.keys.stream(DEAD), self.keys.emitted
         self._consumer = consumer
         self._held: set[str] = set()
         self._suspect = ""
@@ -60,30 +73,17 @@ class Stream(Generic[M]):
         self._idle.set()
         self._let_go: set[str] = set()
         self._next_reclaim = 0.0
-        self._renew_script = redis.register_script(lua.RENEW)
-        self._pending_script = redis.register_script(lua.PENDING)
-        self._bury_script = redis.register_script(lua.BURY)
-        self.forward_script = redis.register_script(lua.FORWARD)
+        self._renew_script = redis.register_script(stream_lua.RENEW)
+        self._pending_script = redis.register_script(stream_lua.PENDING)
+        self._bury_script = redis.register_script(stream_lua.BURY)
 
     async def publish(self, *messages: M) -> None:
         """Append messages in order, all or none."""
         async with self.redis.pipeline(transaction=True) as pipe:
             for message in messages:
-                pipe.xadd(self.key, self.fields(message), maxlen=self.spec.keep_newest)
+                entry: dict[Any, Any] = entry_of(self.codec, message)
+                pipe.xadd(self.key, entry, maxlen=self.spec.keep_newest)
             await pipe.execute()
-
-    def fields(self, message: M) -> dict[Any, Any]:
-        """The entry of a message: its bytes; in the open its group id, and which evaluation it belongs to.
-
-        What is in the open is there for entries that do not decode: their group still has to be counted.
-        """
-        entry: dict[str, Any] = {"m": self.codec.encode(message)}
-        group_id: int | None = getattr(message, "group_id", None)
-        if group_id is not None:
-            entry["g"] = group_id
-        if getattr(message, "kind", None) == "eval":
-            entry["e"] = f"{getattr(message, 'pinned_version', None) or 0}|{getattr(message, 'dataset', '')}"
-        return entry
 
     async def read(self, after: str = "0", count: int = 100, block_s: float = 0) -> list[tuple[str, M]]:
         """Entries after an id, without a group, waiting up to `block_s` seconds; WireError on a bad entry."""
@@ -96,11 +96,6 @@ class Stream(Generic[M]):
         """The last entry, or None on an empty stream."""
         entries = cast(list[tuple[bytes, dict[bytes, bytes]]], await self.redis.xrevrange(self.key, count=1))
         return (entries[0][0].decode(), self.codec.decode(entries[0][1][b"m"])) if entries else None
-
-    async def keep_newest(self, count: int) -> None:
-        """Trim a stream that is read without a group."""
-        assert not self.spec.group, f"{self.spec.name} is trimmed only when a durable checkpoint covers its entries"
-        await self.redis.xtrim(self.key, maxlen=count, approximate=True)
 
     async def open(self) -> None:
         """Create the consumer group at the beginning of the stream unless it is there."""
@@ -152,11 +147,18 @@ class Stream(Generic[M]):
             except UNREACHABLE:
                 continue  # whoever reads or writes next reports that Redis is gone; this one tries again
 
-    def settle(self, pipe: Any, entry_id: str) -> None:
-        """Queue the acknowledgement of an entry on a pipeline."""
-        pipe.xack(self.key, self.spec.group, entry_id)
-        if self.spec.delete_on_ack:
-            pipe.xdel(self.key, entry_id)
+    async def acknowledge(self, messages: Sequence["Message[M]"]) -> None:
+        """All of them are done, with nothing to publish; in one transaction."""
+        ids: list[Any] = [message.entry_id for message in messages]
+        if not ids:
+            return
+        async with self.redis.pipeline(transaction=True) as pipe:
+            pipe.xack(self.key, self.spec.group or "", *ids)
+            if self.spec.delete_on_ack:
+                pipe.xdel(self.key, *ids)
+            await pipe.execute()
+        for entry_id in ids:
+            self.release(entry_id)
 
     def release(self, entry_id: str) -> None:
         """Stop renewing an entry's lease."""
@@ -300,7 +302,7 @@ class Stream(Generic[M]):
 
 @dataclass(frozen=True, slots=True)
 class Message(Generic[M]):
-    """One delivered entry. It ends by exactly one of ack, forward, dead_letter or retry_later."""
+    """One delivered entry. It ends by exactly one of ack, dead_letter, retry_later, or a step of the ledger."""
 
     stream: Stream[M]
     entry_id: str
@@ -311,14 +313,7 @@ class Message(Generic[M]):
 
     async def ack(self) -> None:
         """Done, with nothing to publish."""
-        async with self.stream.redis.pipeline(transaction=True) as pipe:
-            self.stream.settle(pipe, self.entry_id)
-            await pipe.execute()
-        self.stream.release(self.entry_id)
-
-    async def forward(self, target: Stream[N], *results: N, forget: Sequence[str] = ()) -> None:
-        """Publish the results, acknowledge this message and delete keys, in one transaction."""
-        await forward([self], target, *results, forget=forget)
+        await self.stream.acknowledge([self])
 
     async def dead_letter(self, reason: str, deliveries: int | None = None) -> None:
         """Give the message up; a person can look at it and send it again."""
@@ -327,24 +322,3 @@ class Message(Generic[M]):
     def retry_later(self) -> None:
         """Let go of the message; it is delivered again, here or elsewhere, when its lease has run out."""
         self.stream.let_go(self.entry_id)
-
-
-async def forward(messages: Sequence[Message[M]], target: Stream[N], *results: N, forget: Sequence[str] = ()) -> None:
-    """Publish results, acknowledge all messages that they came from and delete keys, in one transaction.
-
-    The messages are of one stream. If none of them is pending any more, because another worker settled them or because
-    Redis lost their delivery, nothing happens; in the second case they are delivered again.
-    """
-    if not messages:
-        return
-    source = messages[0].stream
-    assert all(message.stream is source for message in messages), "the messages of one transaction are of one stream"
-    keep = target.spec.keep_newest
-    args: list[Any] = [source.spec.group or "", int(source.spec.delete_on_ack), "" if keep is None else keep]
-    args += [len(messages), *(message.entry_id for message in messages)]
-    for result in results:
-        pairs = [part for pair in target.fields(result).items() for part in pair]
-        args += [len(pairs), *pairs]
-    await source.forward_script(keys=[source.key, target.key, *forget], args=args)
-    for message in messages:
-        source.release(message.entry_id)

@@ -3,15 +3,7 @@
 from dataclasses import dataclass
 from typing import Any
 
-from shared.messages import (
-    DeadLetter,
-    Event,
-    GroupReady,
-    Prompt,
-    Rollout,
-    StepRecord,
-    WeightVersion,
-)
+from shared.messages import Attempt, DeadLetter, Event, GroupReady, Prompt, StepRecord, WeightVersion
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,11 +21,11 @@ class StreamSpec:
 
 
 PROMPTS = StreamSpec("prompts", Prompt, ("gateway",), "rollout", delete_on_ack=True)
-ROLLOUTS = StreamSpec("rollouts", Rollout, ("rollout",), "reward", delete_on_ack=True)
+ROLLOUTS = StreamSpec("rollouts", Attempt, ("rollout",), "reward", delete_on_ack=True)
 GROUPS = StreamSpec("groups", GroupReady, ("reward", "rollout"), "trainer")
 EVALS = StreamSpec("evals", GroupReady, ("reward",), None)
 STEPS = StreamSpec("steps", StepRecord, ("trainer",), None)
-WEIGHTS = StreamSpec("weights", WeightVersion, ("trainer",), None)
+WEIGHTS = StreamSpec("weights", WeightVersion, ("trainer",), None, keep_newest=1000)
 EVENTS = StreamSpec("events", Event, ("gateway", "rollout", "reward", "trainer", "engine"), None, keep_newest=100_000)
 DEAD = StreamSpec("dead", DeadLetter, ("rollout", "reward", "trainer"), None)
 
@@ -122,11 +114,18 @@ class Keys:
         return f"{{{self.run}}}:alive"
 
     def group(self, group_id: int) -> str:
-        """Hash: attempt -> scored Rollout."""
+        """Hash: attempt -> scored Attempt."""
         return f"{{{self.run}}}:group:{group_id}"
 
+    def arrays(self, group_id: int) -> str:
+        """Hash: attempt -> its arrays (shared.rollout_parts), and `of`: which forward of the group put them there.
+
+        They are written when the group is generated, and stay where they are until nobody needs the group any more.
+        """
+        return f"{{{self.run}}}:arrays:{group_id}"
+
     def unscored(self, group_id: int) -> str:
-        """Hash: attempt -> Rollout, while a reward that scores whole groups waits for the rest of the group."""
+        """Hash: attempt -> Attempt, while a reward that scores whole groups waits for the rest of the group."""
         return f"{{{self.run}}}:unscored:{group_id}"
 
     def tokens(self, group_id: int) -> str:

@@ -85,7 +85,9 @@ class Evidence:
     attempts: dict[int, set[int]]
     """Group -> its attempts that are stored, or on their way to be scored."""
     stored_bytes: dict[int, int]
-    """Group -> bytes of its stored attempts."""
+    """Group -> bytes of its attempts: those of their arrays, and of what is scored."""
+    dead_groups: set[int]
+    """The groups that are kept for a re-drive."""
     open_tokens: dict[int, dict[str, int]]
     """Group -> margins of its tokens, while it is undecided or dead."""
     accounts: dict[str, dict[str, int]]
@@ -103,6 +105,8 @@ class Evidence:
             accounts.setdefault(state, {})[margin] = int(tokens)
         groups = range(counters.get("next_group_id", 0))
         stored = {g: await _hash(redis, f"{prefix}group:{g}") for g in groups}
+        arrays = {g: await _hash(redis, f"{prefix}arrays:{g}") for g in groups}
+        sizes = {g: sum(len(v) for k, v in [*stored[g].items(), *arrays[g].items()] if k != b"of") for g in groups}
         attempts = {g: {int(a) for a in found} for g, found in stored.items()}
         for fields in await _entries(redis, prefix + "rollouts"):
             attempts.setdefault(int(fields[b"g"]), set()).add(msgpack.unpackb(fields[b"m"])["attempt"])
@@ -116,7 +120,8 @@ class Evidence:
                 for name in ("prompts", "rollouts", "groups")
             },
             attempts=attempts,
-            stored_bytes={g: sum(map(len, found.values())) for g, found in stored.items() if found},
+            stored_bytes={g: size for g, size in sizes.items() if size},
+            dead_groups={int(group) for group in await redis.smembers(prefix + "dead_groups")},
             open_tokens={g: {m.decode(): int(n) for m, n in found.items()} for g, found in tokens.items() if found},
             accounts=accounts,
             pending={
@@ -169,7 +174,7 @@ class Evidence:
         counted, bits = self.counters, self.bits
         dropped = sum(n for name, n in counted.items() if name.startswith("dropped:"))
         kept = {g for g in self.stored_bytes if g not in bits["dropped"] and g not in bits["evaluated"]}
-        kept |= {g for g in self.stored_bytes if g in bits["dropped"] and g in self.open_tokens}  # dead ones stay
+        kept |= self.dead_groups & self.stored_bytes.keys()
         facts = {
             "trained": (counted.get("trained", 0), len(bits["trained"])),
             "dropped": (counted.get("dropped", 0), len(bits["dropped"])),

@@ -4,8 +4,9 @@ from typing import Any, cast
 
 from redis.asyncio import Redis
 
-from services.gateway.hold_back import is_full, why_held_back
+from services.gateway.hold_back import why_held_back
 from services.gateway.release_evaluation import evaluated_versions
+from shared.admission import is_full
 from shared.evaluation import read_tallies
 from shared.messages import Codec, StepCommit, StepRecord
 from shared.rest_answers import Evaluation, Run
@@ -20,8 +21,6 @@ INTENTS_SKIPPED = 16
 async def describe_run(redis: Redis, record: RunRecord) -> Run:
     keys = Keys(record.run)
     counters = await Ledger(redis, keys).counters()
-    stored = counters.get("stored_bytes", 0)
-    held_back = record.state not in ENDED and is_full(record.settings, stored)
     return Run(
         run=record.run,
         kind=record.settings.kind,
@@ -40,8 +39,14 @@ async def describe_run(redis: Redis, record: RunRecord) -> Run:
         ],
         metrics=await _last_metrics(redis, keys),
         settings=record.settings.model_dump(mode="json"),
-        held_back=why_held_back(record.settings, stored) if held_back else "",
+        held_back=await _held_back(redis, record, counters.get("stored_bytes", 0)),
     )
+
+
+async def _held_back(redis: Redis, record: RunRecord, stored_bytes: int) -> str:
+    if record.state in ENDED or not is_full(record.settings, stored_bytes):
+        return ""
+    return why_held_back(record.settings, stored_bytes, int(await redis.scard(Keys(record.run).dead_groups)))
 
 
 async def describe_evaluation(redis: Redis, keys: Keys, version: int) -> list[Evaluation]:

@@ -4,7 +4,7 @@ from typing import Any, cast
 
 from redis.asyncio import Redis
 
-from shared.messages import Codec, Rollout
+from shared.messages import Attempt, Codec
 from shared.rest_answers import Sample
 from shared.topology import Keys
 
@@ -46,26 +46,26 @@ async def _existing(redis: Redis, keys: Keys, begin: int, end: int) -> list[int]
 
 
 async def _attempts(redis: Redis, keys: Keys, group_id: int) -> list[Sample]:
-    codec: Codec[Rollout] = Codec(Rollout)
+    codec: Codec[Attempt] = Codec(Attempt)
     stored = cast(dict[bytes, bytes], await cast(Any, redis.hgetall(keys.group(group_id))))
     return [_sample(codec.decode(stored[attempt])) for attempt in sorted(stored, key=int)]
 
 
-def _sample(rollout: Rollout) -> Sample:
+def _sample(attempt: Attempt) -> Sample:
     return Sample(
-        group_id=rollout.group_id,
-        attempt=rollout.attempt,
-        dataset=rollout.dataset,
-        row=rollout.row,
-        kind=rollout.kind,
-        prompt=rollout.prompt,
-        text=rollout.text,
-        label=rollout.label,
-        reward=rollout.reward,
-        reward_detail=rollout.reward_detail,
-        finish_reason=rollout.finish_reason,
-        weight_versions=rollout.weight_versions,
-        prompt_tokens=len(rollout.prompt_ids),
-        response_tokens=len(rollout.token_ids),
-        worker=rollout.worker,
+        group_id=attempt.group_id,
+        attempt=attempt.attempt,
+        dataset=attempt.dataset,
+        row=attempt.row,
+        kind=attempt.kind,
+        prompt=attempt.prompt,
+        text=attempt.text,
+        label=attempt.label,
+        reward=attempt.reward,
+        reward_detail=attempt.reward_detail,
+        finish_reason=attempt.finish_reason,
+        weight_versions=attempt.weight_versions,
+        prompt_tokens=len(attempt.prompt_ids),
+        response_tokens=attempt.tokens,
+        worker=attempt.worker,
     )

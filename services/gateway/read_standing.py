@@ -17,6 +17,8 @@ COUNTERS = (
     "dropped:rejected",
     "dropped:dead",
     "stored_bytes",
+    "intended",
+    "forgotten_step",
 )
 
 
@@ -36,14 +38,21 @@ class RunStanding:
     """Groups that no engine or reward would ever take, or that were given up."""
     stored_bytes: int = 0
     """Of attempts in Redis."""
+    intended: int = 0
+    """The newest recorded step."""
+    forgotten: int = 0
+    """The groups of the steps up to here have left Redis."""
+    dead_groups: int = 0
+    """Groups that a person has to decide about; their attempts stay till then."""
 
 
 async def read_standing(redis: Redis, keys: Keys) -> RunStanding:
     async with redis.pipeline(transaction=False) as pipe:
         pipe.hget(keys.record, "state")
         pipe.hmget(keys.counters, list(COUNTERS))
-        state, counters = cast(tuple[bytes | None, list[bytes | None]], await pipe.execute())
-    next_group_id, released, dropped, version, emitted, rejected, dead, stored = (
+        pipe.scard(keys.dead_groups)
+        state, counters, dead_groups = cast(tuple[bytes | None, list[bytes | None], int], await pipe.execute())
+    next_group_id, released, dropped, version, emitted, rejected, dead, stored, intended, forgotten = (
         None if value is None else int(value) for value in counters
     )
     return RunStanding(
@@ -54,4 +63,7 @@ async def read_standing(redis: Redis, keys: Keys) -> RunStanding:
         emitted=emitted or 0,
         refused=(rejected or 0) + (dead or 0),
         stored_bytes=stored or 0,
+        intended=intended or 0,
+        forgotten=forgotten or 0,
+        dead_groups=dead_groups,
     )

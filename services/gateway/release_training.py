@@ -7,11 +7,11 @@ from redis.asyncio import Redis
 
 from services.gateway.check_row import Row
 from services.gateway.dataset_rows import DatasetRows
-from services.gateway.hold_back import hold_back, is_full
+from services.gateway.hold_back import hold_back, limit_when_full
 from services.gateway.mix_datasets import Cursor, Draw, draw, dump_cursor, load_cursor
 from services.gateway.read_standing import RunStanding
 from services.gateway.row_order import RowOrder
-from shared.admission import admission_limit
+from shared.admission import admission_limit, is_full
 from shared.messages import Prompt
 from shared.run_settings import RunSettings
 from shared.scripts import Ledger
@@ -46,10 +46,10 @@ class TrainingRelease:
         Raises:
             FencedOut: another gateway feeds this run.
         """
-        if is_full(self._settings, standing.stored_bytes):
-            await hold_back(self._ledger.redis, self._settings, standing.stored_bytes)
-            return 0
         limit = admission_limit(self._settings, standing.weight_version or 0)
+        if is_full(self._settings, standing.stored_bytes):
+            await hold_back(self._ledger.redis, self._settings, standing)
+            limit = min(limit, limit_when_full(self._settings, standing))
         count = min(limit - standing.under_way, BATCH)
         if count <= 0:
             return 0

@@ -1,12 +1,11 @@
 """The stream of finished attempts, as the reward service reads it: a dead attempt drops its group, once."""
 
 import time
-from collections.abc import Sequence
 from typing import Any, cast
 
 from redis.asyncio import Redis
 
-from shared.messages import Event, Rollout
+from shared.messages import Attempt, Event
 from shared.pending import LET_GO
 from shared.scripts import Ledger
 from shared.streams import Delivery, Message, Stream, evaluation_of
@@ -15,7 +14,7 @@ from shared.topology import ROLLOUTS, Keys
 HAND_BACK_COUNT = 10_000
 
 
-class Attempts(Stream[Rollout]):
+class Attempts(Stream[Attempt]):
     """`Stream` with what it takes to give up or hand back an attempt."""
 
     def __init__(self, redis: Redis, run: str, consumer: str, delivery: Delivery) -> None:
@@ -34,19 +33,7 @@ class Attempts(Stream[Rollout]):
             event = Event(time.time(), "reward", "dropped", {"group": group_id, "reason": "dead", "error": reason})
             await self._ledger.drop(group_id, "eval" if evaluation else "train", "dead", event, evaluation)
 
-    async def acknowledge(self, messages: Sequence[Message[Rollout]]) -> None:
-        """Acknowledge and delete all of them, in one transaction."""
-        ids: list[Any] = [message.entry_id for message in messages]
-        if not ids:
-            return
-        async with self.redis.pipeline(transaction=True) as pipe:
-            pipe.xack(self.key, ROLLOUTS.group or "", *ids)
-            pipe.xdel(self.key, *ids)
-            await pipe.execute()
-        for entry_id in ids:
-            self.release(entry_id)
-
-    async def fail(self, message: Message[Rollout], error: str) -> int:
+    async def fail(self, message: Message[Attempt], error: str) -> int:
         """Let a failed attempt be delivered again, or bury it after its last delivery; returns its deliveries."""
         if message.deliveries >= self.delivery.max_deliveries:
             await message.dead_letter(error)

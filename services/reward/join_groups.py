@@ -2,21 +2,23 @@
 
 import asyncio
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Awaitable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import cast
 
-from services.reward.group_filter import GroupFilter
+from services.reward.group_filter import GroupFilter, RolloutFilter
 from services.reward.group_ready import describe, is_off_version
 from services.reward.own_attempts import OwnAttempts
 from services.reward.score import Score
 from services.reward.score_end import UNSCORED, end_of
-from shared.accounts import margins
-from shared.messages import Codec, Event, Rollout
-from shared.scripts import Attempt, Ledger, ScoredEntry
+from services.reward.whole_rollouts import WholeRollouts, foreign, forward_of
+from shared.joining import ScoredAttempt
+from shared.messages import Attempt, Codec, Event
+from shared.scripts import Ledger
 from shared.streams import Message
 
 CONCURRENCY = 16
+Group = Sequence[Attempt]
 
 
 class GroupJoin:
@@ -24,56 +26,49 @@ class GroupJoin:
 
     def __init__(self, ledger: Ledger, keep: GroupFilter) -> None:
         self._ledger, self._keep = ledger, keep
-        self._codec: Codec[Rollout] = Codec(Rollout)
+        self.rollouts = WholeRollouts(ledger.redis, ledger.keys)
+        self._codec: Codec[Attempt] = Codec(Attempt)
         self._slots = asyncio.Semaphore(CONCURRENCY)
         self._ours = OwnAttempts()
 
-    def attempt(self, rollout: Rollout) -> Attempt:
-        """WireError if the attempt is too large to travel."""
-        payload = self._codec.encode(rollout)
-        if rollout.reward is not None:
-            self._ours.scored(payload, rollout)
-        return rollout.group_id, rollout.group_size, rollout.attempt, payload, margins(rollout)
+    def scored(self, attempt: Attempt, forward: bytes, score: Score) -> ScoredAttempt:
+        """An attempt that is not on the stream any more, and its score; WireError if it is too large to travel."""
+        scored = replace(attempt, reward=score.value, reward_detail=score.detail)
+        return ScoredAttempt(scored, forward, self._codec.encode(scored))
 
-    def entry(self, message: Message[Rollout], score: Score) -> ScoredEntry | Attempt:
+    def entry(self, message: Message[Attempt], score: Score) -> ScoredAttempt:
         """An attempt as it lies on the stream, and its score."""
-        rollout = replace(message.body, reward=score.value, reward_detail=score.detail)
         end = end_of(score, message.fields.get(b"m", b""))
         if end is None:
-            return self.attempt(rollout)
-        self._ours.scored(end, rollout)
-        number, replaces, tokens = rollout.attempt, len(UNSCORED), margins(rollout)
-        return ScoredEntry(message.entry_id, rollout.group_id, rollout.group_size, number, end, replaces, tokens)
+            return self.scored(message.body, forward_of(message), score)
+        attempt = replace(message.body, reward=score.value, reward_detail=score.detail)
+        return ScoredAttempt(attempt, forward_of(message), end, message.entry_id, len(UNSCORED))
 
-    async def join(self, scored: Sequence[ScoredEntry | Attempt]) -> dict[int, Exception]:
+    async def join(self, scored: Sequence[ScoredAttempt]) -> dict[int, Exception]:
         """Store attempts, then settle the groups that are complete; returns those that cannot be settled, and why."""
-        complete: set[int] = set()
-        entries = [one for one in scored if isinstance(one, ScoredEntry)]
-        for one, answer in zip(entries, await self._ledger.join_entries(entries) if entries else [], strict=True):
-            self._ours.joined(one.end, answer)
+        complete: dict[int, ScoredAttempt] = {}
+        failures: dict[int, Exception] = {}
+        for one, answer in zip(scored, await self._ledger.join(scored), strict=True):
+            self._ours.joined(one, answer)
             if answer.state == "complete":
-                complete.add(one.group_id)
-        attempts = [one for one in scored if not isinstance(one, ScoredEntry)]
-        for one, answer in zip(attempts, await self._ledger.join_each(attempts) if attempts else [], strict=True):
-            self._ours.joined(one[3], answer)
-            if answer.state == "complete":
-                complete.add(one[0])
-        groups = {group_id: group for group_id in complete if (group := self._ours.whole(group_id))}
+                complete[one.attempt.group_id] = one
+            elif answer.state == "foreign":
+                failures[one.attempt.group_id] = foreign(one.attempt)
+        groups: dict[int, Group] = {g: group for g, last in complete.items() if (group := self._ours.whole(last))}
         groups |= await self.read(sorted(complete - groups.keys()))
-        failures = await asyncio.gather(*(self._settle(group) for group in groups.values()))
         if groups:
+            failures |= await self._settle(groups)
             await self._ledger.redis.unlink(*(self._ledger.keys.unscored(group_id) for group_id in groups))
-        return {group: error for group, error in zip(groups, failures, strict=True) if error is not None}
+        return failures
 
-    async def read(self, group_ids: Iterable[int], unscored: bool = False) -> dict[int, list[Rollout]]:
+    async def read(self, group_ids: Iterable[int]) -> dict[int, Group]:
         """The stored attempts of groups, in order of their numbers."""
-        place = self._ledger.keys.unscored if unscored else self._ledger.keys.group
         wanted = list(group_ids)
         if not wanted:
             return {}
         async with self._ledger.redis.pipeline(transaction=False) as pipe:
             for group_id in wanted:
-                pipe.hgetall(place(group_id))
+                pipe.hgetall(self._ledger.keys.group(group_id))
             hashes = cast(list[dict[bytes, bytes]], await pipe.execute())
         return {
             group_id: [self._codec.decode(stored[number]) for number in sorted(stored, key=int)]
@@ -81,30 +76,55 @@ class GroupJoin:
             if stored  # else another worker settled the group, and it was trained or forgotten since
         }
 
-    async def _settle(self, group: list[Rollout]) -> Exception | None:
-        try:
-            reason = None if group[0].kind == "eval" else self._keep(group)
-        except Exception as error:  # noqa: BLE001  the filter is a user's; its group is tried again, the others go on
-            return error
-        async with self._slots:
+    async def _settle(self, groups: dict[int, Group]) -> dict[int, Exception]:
+        """Emit, tally or drop each group as the filter says; those on which the filter failed, and how."""
+        shown = await self._show(groups)
+        failures: dict[int, Exception] = {}
+        ready: list[Group] = []
+        others: list[Awaitable[None]] = []
+        for group_id in shown:
+            group = groups[group_id]
+            if group[0].kind == "eval":
+                others.append(self._tally(group))
+                continue
+            try:
+                reason = self._keep(shown[group_id])
+            except Exception as error:  # noqa: BLE001  the filter is a user's; its group is tried again, the others go on
+                failures[group_id] = error
+                continue
             if reason is None:
-                await self._emit(group)
+                ready.append(group)
             else:
-                await self._drop(group, reason)
-        return None
+                others.append(self._drop(group, reason))
+        await asyncio.gather(self._emit(ready), *map(self._in_turn, others))
+        return failures
 
-    async def _emit(self, group: list[Rollout]) -> None:
-        tokens = sum(len(rollout.token_ids) for rollout in group)
-        await self._ledger.emit(describe(group), tokens, is_off_version(group))
+    async def _show(self, groups: dict[int, Group]) -> Mapping[int, Group]:
+        """What the filter is to see of the groups; none that another worker settled and that is gone since."""
+        if not isinstance(self._keep, RolloutFilter):
+            return groups
+        judged = [group_id for group_id, group in groups.items() if group[0].kind != "eval"]
+        return {**{g: groups[g] for g in groups.keys() - judged}, **await self.rollouts.of_groups(judged)}
 
-    async def _drop(self, group: list[Rollout], reason: str) -> None:
+    async def _emit(self, groups: list[Group]) -> None:
+        if groups:
+            await self._ledger.emit(*((describe(group), sum(one.tokens for one in group)) for group in groups))
+
+    async def _in_turn(self, work: Awaitable[None]) -> None:
+        async with self._slots:
+            await work
+
+    async def _tally(self, group: Group) -> None:
+        await self._ledger.tally(describe(group), is_off_version(group))
+
+    async def _drop(self, group: Group, reason: str) -> None:
         first = group[0]
         detail = {
             "group": first.group_id,
             "reason": reason,
             "dataset": first.dataset,
             "row": first.row,
-            "rewards": [rollout.reward for rollout in group],
+            "rewards": [attempt.reward for attempt in group],
         }
         event = Event(time.time(), "reward", "dropped", detail)
         await self._ledger.drop(first.group_id, first.kind, reason, event, None)

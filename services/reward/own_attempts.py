@@ -1,10 +1,13 @@
 """Attempts that this worker scored and stored itself -> whole groups, without reading them back from Redis."""
 
-from shared.messages import Rollout
-from shared.scripts import Joined
+from shared.joining import Joined, ScoredAttempt
+from shared.messages import Attempt
+
+Forwarded = tuple[int, bytes]
+"""A group and the name of its forward: if Redis loses the group, it is generated anew, and these are other attempts."""
 
 MOST_TOKENS = 4 * 2**20
-"""Tokens of the attempts that are remembered: 8 bytes each, and their text."""
+"""Tokens of the attempts that are remembered, which says how long their texts are."""
 
 
 class OwnAttempts:
@@ -14,41 +17,32 @@ class OwnAttempts:
     """
 
     def __init__(self) -> None:
-        self._scored: dict[int, tuple[bytes, Rollout]] = {}
-        self._stored: dict[int, dict[int, Rollout]] = {}
+        self._stored: dict[Forwarded, dict[int, Attempt]] = {}
         self._tokens = 0
 
-    def scored(self, payload: bytes, rollout: Rollout) -> None:
-        """An attempt that is about to be joined; copies of it are told apart by this very object of bytes."""
-        self._scored[id(payload)] = payload, rollout
-        self._tokens += len(rollout.token_ids)
-        while self._tokens > MOST_TOKENS and self._stored:
-            self._leave(next(iter(self._stored)))
-        while self._tokens > MOST_TOKENS and self._scored:
-            self._forget(self._scored.pop(next(iter(self._scored)))[1])
-
-    def joined(self, payload: bytes, answer: Joined) -> None:
+    def joined(self, scored: ScoredAttempt, answer: Joined) -> None:
         """What Redis said of an attempt."""
-        _, rollout = self._scored.pop(id(payload), (b"", None))
-        if rollout is None:
-            return
-        if answer.stored and answer.state in ("incomplete", "complete"):
-            self._stored.setdefault(rollout.group_id, {})[rollout.attempt] = rollout
-            return
-        self._forget(rollout)
+        attempt, group = scored.attempt, _group_of(scored)
         if answer.state in ("settled", "dead"):
-            self._leave(rollout.group_id)
+            self._leave(group)
+        elif answer.stored:
+            self._stored.setdefault(group, {})[attempt.attempt] = attempt
+            self._tokens += attempt.tokens
+            while self._tokens > MOST_TOKENS:
+                self._leave(next(iter(self._stored)))
 
-    def whole(self, group_id: int) -> list[Rollout] | None:
-        """All attempts of a complete group, in order, if they are this worker's; they are forgotten."""
-        stored = self._stored.get(group_id, {})
-        group = [stored[number] for number in sorted(stored)]
-        self._leave(group_id)
-        return group if group and len(group) == group[0].group_size else None
+    def whole(self, last: ScoredAttempt) -> list[Attempt] | None:
+        """All attempts of the group that this one completed, in order, if they are ours; they are forgotten."""
+        group = _group_of(last)
+        stored = self._stored.get(group, {})
+        attempts = [stored[number] for number in sorted(stored)]
+        self._leave(group)
+        return attempts if len(attempts) == last.attempt.group_size else None
 
-    def _leave(self, group_id: int) -> None:
-        for rollout in self._stored.pop(group_id, {}).values():
-            self._forget(rollout)
+    def _leave(self, group: Forwarded) -> None:
+        for attempt in self._stored.pop(group, {}).values():
+            self._tokens -= attempt.tokens
 
-    def _forget(self, rollout: Rollout) -> None:
-        self._tokens -= len(rollout.token_ids)
+
+def _group_of(scored: ScoredAttempt) -> Forwarded:
+    return scored.attempt.group_id, scored.forward

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from numbers import Real
 from typing import Any
 
-from shared.messages import Rollout
+from shared.messages import Attempt, Rollout
 
 
 class ScoringFailed(Exception):
@@ -27,10 +27,14 @@ async def _at_once() -> None:
 
 @dataclass(frozen=True, slots=True)
 class Reward:
-    """How a run scores: attempt by attempt, or whole groups."""
+    """How a run scores, in one of three ways."""
 
-    score: Callable[[Rollout], Awaitable[Score]] | None = None
+    score: Callable[[Attempt], Awaitable[Score]] | None = None
+    """Attempt by attempt, without reading tokens."""
+    score_rollout: Callable[[Rollout], Awaitable[Score]] | None = None
+    """Attempt by attempt, complete, which costs one more read of each."""
     score_group: Callable[[list[Rollout]], Awaitable[list[Score]]] | None = None
+    """Whole groups, complete."""
     available: Callable[[], Awaitable[None]] = _at_once
     """Returns once it makes sense to take new work; a remote reward lets it wait during an outage."""
 

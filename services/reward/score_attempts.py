@@ -2,14 +2,15 @@
 
 import asyncio
 from collections.abc import Awaitable, Callable
-from dataclasses import replace
 
 from services.reward.join_groups import CONCURRENCY, GroupJoin
 from services.reward.score import Reward, Score
+from services.reward.whole_rollouts import foreign, forward_of
 from services.reward.worker import ScoreAttempt
 from shared.await_redis import AwaitRedis
-from shared.messages import Rollout
-from shared.scripts import Attempt, Ledger, ScoredEntry
+from shared.joining import ScoredAttempt
+from shared.messages import Attempt, Rollout
+from shared.scripts import Ledger
 from shared.streams import Message
 
 
@@ -17,13 +18,18 @@ def scoring(reward: Reward, groups: GroupJoin, ledger: Ledger, redis: AwaitRedis
     """The way of scoring that the reward asks for."""
     if reward.score_group is not None:
         return GroupScoring(reward.score_group, groups, ledger, redis)
-    score = reward.score
-    assert score is not None, "a reward scores attempts or groups"
+    score, score_rollout = reward.score, reward.score_rollout
 
-    async def score_alone(message: Message[Rollout]) -> list[ScoredEntry | Attempt]:
+    async def score_alone(message: Message[Attempt]) -> list[ScoredAttempt]:
+        assert score is not None, "a reward scores attempts, rollouts or groups"
         return [groups.entry(message, await score(message.body))]
 
-    return score_alone
+    async def score_complete(message: Message[Attempt]) -> list[ScoredAttempt]:
+        assert score_rollout is not None
+        rollout = await redis(lambda: groups.rollouts.of_message(message))
+        return [groups.entry(message, await score_rollout(rollout))] if rollout else []
+
+    return score_alone if score_rollout is None else score_complete
 
 
 class GroupScoring:
@@ -42,21 +48,22 @@ class GroupScoring:
         self._score_group, self._groups, self._ledger, self._redis = score_group, groups, ledger, redis
         self._slots = asyncio.Semaphore(CONCURRENCY)
 
-    async def __call__(self, message: Message[Rollout]) -> list[ScoredEntry | Attempt]:
-        group = await self._redis(lambda: self._gather(message.body))
+    async def __call__(self, message: Message[Attempt]) -> list[ScoredAttempt]:
+        group = await self._redis(lambda: self._gather(message))
         scores = await self._score_group(group) if group else []
-        return [self._groups.attempt(_with(one, score)) for one, score in zip(group, scores, strict=True)]
+        forward = forward_of(message)
+        return [self._groups.scored(one, forward, score) for one, score in zip(group, scores, strict=True)]
 
-    async def _gather(self, rollout: Rollout) -> list[Rollout]:
+    async def _gather(self, message: Message[Attempt]) -> list[Rollout]:
         """The whole group if this attempt completes it, else nothing."""
+        attempt, group_id = message.body, message.body.group_id
+        unscored = ScoredAttempt(attempt, forward_of(message), message.fields[b"m"])
         async with self._slots:
-            (state,) = await self._ledger.join_all([self._groups.attempt(rollout)], unscored=True)
-            if state == "settled":  # a copy of what was counted before
-                await self._ledger.redis.unlink(self._ledger.keys.unscored(rollout.group_id))
-            if state != "complete":
+            (joined,) = await self._ledger.join([unscored], unscored=True)
+            if joined.state == "settled":  # a copy of what was counted before
+                await self._ledger.redis.unlink(self._ledger.keys.unscored(group_id))
+            if joined.state == "foreign":
+                raise foreign(attempt)
+            if joined.state != "complete":
                 return []
-            return (await self._groups.read([rollout.group_id], unscored=True)).get(rollout.group_id, [])
-
-
-def _with(rollout: Rollout, score: Score) -> Rollout:
-    return replace(rollout, reward=score.value, reward_detail=score.detail)
+            return (await self._groups.rollouts.of_groups([group_id], unscored=True)).get(group_id, [])

@@ -8,8 +8,8 @@ from services.reward.attempts import Attempts
 from services.reward.join_groups import GroupJoin
 from services.reward.tell import Tell
 from shared.await_redis import AwaitRedis
-from shared.messages import Rollout
-from shared.scripts import Attempt, ScoredEntry
+from shared.joining import ScoredAttempt
+from shared.messages import Attempt
 from shared.streams import Message
 from shared.tasks import end
 
@@ -20,7 +20,7 @@ MAX_HELD = 1024
 BLOCK_S = 1.0
 STOP_DEADLINE_S = 3.0
 
-ScoreAttempt = Callable[[Message[Rollout]], Awaitable[list[ScoredEntry | Attempt]]]
+ScoreAttempt = Callable[[Message[Attempt]], Awaitable[list[ScoredAttempt]]]
 """Scores one attempt; returns what is to be joined: this attempt, its whole group, or nothing yet."""
 
 
@@ -28,8 +28,8 @@ ScoreAttempt = Callable[[Message[Rollout]], Awaitable[list[ScoredEntry | Attempt
 class Scored:
     """A message whose attempt was scored, and what it adds to groups."""
 
-    message: Message[Rollout]
-    attempts: list[ScoredEntry | Attempt]
+    message: Message[Attempt]
+    attempts: list[ScoredAttempt]
     error: Exception | None = None
 
 
@@ -76,10 +76,10 @@ class Worker:
             if self._held >= MAX_HELD:
                 self._room.clear()
 
-    async def _take(self) -> list[Message[Rollout]]:
+    async def _take(self) -> list[Message[Attempt]]:
         return await self._attempts.receive(min(BATCH, MAX_HELD - self._held), BLOCK_S)
 
-    async def _score(self, message: Message[Rollout]) -> None:
+    async def _score(self, message: Message[Attempt]) -> None:
         try:
             scored = Scored(message, await self._score_attempt(message))
         except Exception as error:  # noqa: BLE001  the reward is a user's; the attempt is tried again
@@ -97,7 +97,7 @@ class Worker:
 
     async def _settle_batch(self, batch: list[Scored]) -> None:
         pending, unsettled = await self._redis(lambda: self._join(batch))
-        settled: list[Message[Rollout]] = []
+        settled: list[Message[Attempt]] = []
         for scored, is_pending in zip(batch, pending, strict=True):
             if not is_pending:
                 self._attempts.release(scored.message.entry_id)
@@ -115,11 +115,10 @@ class Worker:
         attempts = [attempt for scored in ours for attempt in scored.attempts]
         return pending, await self._groups.join(attempts) if attempts else {}
 
-    async def _fail(self, message: Message[Rollout], error: Exception) -> None:
+    async def _fail(self, message: Message[Attempt], error: Exception) -> None:
         reason = str(error) or type(error).__name__
         deliveries = await self._redis(lambda: self._attempts.fail(message, reason))
-        rollout = message.body
-        ids = {"group": rollout.group_id, "attempt": rollout.attempt, "deliveries": deliveries}
+        ids = {"group": message.body.group_id, "attempt": message.body.attempt, "deliveries": deliveries}
         await self._tell("scoring_failed", {**ids, "error": reason})
 
     async def _stop(self, tasks: "list[asyncio.Task[None]]") -> None:

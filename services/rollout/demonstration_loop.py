@@ -6,13 +6,13 @@ from collections.abc import Callable
 from services.rollout.demonstration import ready
 from services.rollout.give_up_group import drop_dead, drop_group
 from services.rollout.refusals import GroupRejected
-from shared.accounts import margins
 from shared.await_redis import AwaitRedis
 from shared.errors import WireError
+from shared.joining import ScoredAttempt, complete
 from shared.logs import Log
-from shared.messages import Codec, Prompt, Rollout
+from shared.messages import Prompt, Rollout
 from shared.scripts import Ledger
-from shared.streams import Message, Stream, forward
+from shared.streams import Message, Stream
 from shared.tasks import end
 
 BATCH = 256
@@ -32,7 +32,6 @@ class DemonstrationLoop:
     ) -> None:
         self._prompts, self._ledger, self._demonstrate, self._log = prompts, ledger, demonstrate, log
         self._await_redis = redis
-        self._codec: Codec[Rollout] = Codec(Rollout)
         prompts.on_dead = self._on_dead
 
     async def run(self) -> None:
@@ -51,8 +50,8 @@ class DemonstrationLoop:
         prompts = [message.body for message in messages]
         rows = list(zip(prompts, await asyncio.to_thread(self._demonstrate, prompts), strict=True))
         await asyncio.gather(*(self._settle_in_turn(rows[lane::AT_ONCE]) for lane in range(AT_ONCE)))
-        # publishes nothing, acknowledges all of them; last, so that a crash before it only repeats what counts once
-        await self._await_redis(lambda: forward(messages, self._prompts))
+        # last, so that a crash before it only repeats what counts once
+        await self._await_redis(lambda: self._prompts.acknowledge(messages))
 
     async def _settle_in_turn(self, rows: list[Row]) -> None:
         for prompt, row in rows:
@@ -62,14 +61,15 @@ class DemonstrationLoop:
         if isinstance(row, GroupRejected):
             return await self._give_up(prompt, str(row))
         try:
-            payload = self._codec.encode(row)
+            scored = complete(row)
         except WireError as error:
             return await self._give_up(prompt, str(error))
-        await self._await_redis(lambda: self._join(row, payload))
+        await self._await_redis(lambda: self._join(row, scored))
 
-    async def _join(self, row: Rollout, payload: bytes) -> None:
-        if await self._ledger.join(row.group_id, 1, 0, payload, margins(row)) == "complete":
-            await self._ledger.emit(ready(row), tokens=len(row.token_ids))
+    async def _join(self, row: Rollout, scored: ScoredAttempt) -> None:
+        (joined,) = await self._ledger.join([scored])
+        if joined.state == "complete":
+            await self._ledger.emit((ready(row), row.tokens))
 
     async def _give_up(self, prompt: Prompt, why: str) -> None:
         self._log.warning("row_rejected", run=self._ledger.keys.run, group=prompt.group_id, row=prompt.row, why=why)

@@ -16,7 +16,6 @@ from services.rollout.engine_update import EngineUpdate
 from services.rollout.launch_engine import EngineDied, EngineProcess
 from services.rollout.pull_weights import EngineIdentity, WeightPuller
 from services.rollout.register_with_router import RouterSeat
-from shared.errors import RunRejected
 from shared.messages import Event
 from shared.redis_connection import UNREACHABLE
 from shared.runs import HEARTBEAT_S, announce, withdraw
@@ -24,9 +23,6 @@ from shared.service import Serving, main
 from shared.streams import Stream
 from shared.tasks import end
 from shared.topology import EVENTS
-
-START_TRIES = 3
-"""Starts that may fail before the run does; an engine that was killed while it started is no fault of the run."""
 
 
 class Sidecar:
@@ -46,8 +42,8 @@ class Sidecar:
         settings, place = serving.record.settings, serving.place
         host, port = place.deployment.engine.host, place.deployment.engine.port + self._index
         plan = plan_engine(settings.model, settings.engine, host, port, self._index)
-        seat, restarts = RouterSeat(place.deployment.router_url, plan.url, place.log), Restarts()
-        bad_starts, may_reject = 0, serving.record.state == "starting"  # what went on before can start here
+        seat = RouterSeat(place.deployment.router_url, plan.url, place.log)
+        restarts = Restarts(starting=serving.record.state == "starting")
         try:
             await seat.leave()  # a sidecar that was killed may have left the address there
             while True:
@@ -55,11 +51,8 @@ class Sidecar:
                     await self._serve_life(serving, await self._start(serving, plan), seat)
                 except EngineDied as death:
                     await self._bury(serving, seat, death)
-                    bad_starts += not seat.was_taken
-                    if may_reject and bad_starts == START_TRIES:
-                        raise RunRejected(str(death)) from death
                     await asyncio.sleep(restarts.next_delay_s(str(death), served=seat.was_taken))
-                    may_reject, seat.was_taken = may_reject and not seat.was_taken, False
+                    seat.was_taken = False
         finally:
             await seat.leave()
             await seat.close()

@@ -48,7 +48,6 @@ class GenerationLoop:
     def __init__(
         self,
         prompts: Stream[Prompt],
-        rollouts: Stream[Rollout],
         ledger: Ledger,
         make_group: MakeGroup,
         log: Log,
@@ -56,7 +55,7 @@ class GenerationLoop:
         redis: AwaitRedis,
         forget: Forget = nothing_to_forget,
     ) -> None:
-        self._prompts, self._rollouts, self._ledger = prompts, rollouts, ledger
+        self._prompts, self._ledger = prompts, ledger
         self._make_group, self._log = make_group, log
         self._await_redis, self._concurrency, self._deadline_s = redis, limits.concurrency, limits.deadline_s
         self._forget = forget
@@ -109,7 +108,7 @@ class GenerationLoop:
     async def _settle(self, message: Message[Prompt], rollouts: list[Rollout]) -> None:
         try:
             forget = self._forget(message.body)
-            await self._await_redis(lambda: message.forward(self._rollouts, *rollouts, forget=forget))
+            await self._await_redis(lambda: self._ledger.forward(message, rollouts, forget))
         except WireError as error:
             await self._give_up(message, str(error))
 

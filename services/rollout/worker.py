@@ -14,11 +14,11 @@ from services.rollout.model_tokenizer import ModelTokenizer, load_tokenizer
 from services.rollout.partial_group import Partials
 from services.rollout.router_connections import RouterConnections
 from services.rollout.sampler import Sampler
-from shared.messages import Prompt, Rollout
+from shared.messages import Prompt
 from shared.scripts import Ledger
 from shared.service import Serving, main
 from shared.streams import Delivery, Stream
-from shared.topology import PROMPTS, ROLLOUTS, Keys
+from shared.topology import PROMPTS, Keys
 
 
 async def serve(serving: Serving) -> None:
@@ -48,14 +48,13 @@ async def _serve_sft(serving: Serving, tokenizer: ModelTokenizer, prompts: Strea
 async def _serve_rl(serving: Serving, tokenizer: ModelTokenizer, prompts: Stream[Prompt]) -> None:
     settings, place = serving.record.settings.rollout, serving.place
     generate = load_generate(settings.generate)
-    rollouts: Stream[Rollout] = Stream(serving.redis, serving.run, ROLLOUTS)
     ledger = Ledger(serving.redis, Keys(serving.run))
     async with RouterConnections(place.deployment.router_url, settings.request_deadline_s) as router:
         limits, redis = Limits(settings.concurrency, settings.request_deadline_s), serving.await_redis()
         tokens, seconds = settings.partial_tokens, settings.partial_seconds
         partials = Partials(ledger, place.log, place.name, tokens, seconds, limits.deadline_s, redis)
         groups = GroupGenerator(tokenizer, Sampler(router, place.log), generate, place.name, partials)
-        loop = GenerationLoop(prompts, rollouts, ledger, groups.generate, place.log, limits, redis, groups.forget)
+        loop = GenerationLoop(prompts, ledger, groups.generate, place.log, limits, redis, groups.forget)
         serving.ready()
         await loop.run()
 

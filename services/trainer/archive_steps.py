@@ -7,10 +7,11 @@ from pathlib import Path
 from redis.asyncio import Redis
 
 from services.trainer.archive import ArchivedStep, read_step, write_step
-from services.trainer.fetch_payloads import fetch_payloads
+from services.trainer.fetch_payloads import fetch_parts
 from services.trainer.step_ledger import StepLedger
 from shared.errors import RunRejected
 from shared.messages import StepIntent
+from shared.rollout_parts import encoded_whole
 from shared.topology import Keys
 
 
@@ -31,11 +32,12 @@ class StepArchive:
             return
         metrics = await self._ledger.metrics(missing[0].step - 1, missing[-1].step)
         for intent in missing:
-            payloads = await fetch_payloads(self._redis, self._keys, intent.group_ids)
-            if not all(payloads):
+            groups = await fetch_parts(self._redis, self._keys, intent.group_ids)
+            if not all(groups):
                 raise RunRejected(
                     f"step {intent.step} cannot be archived: some of its groups are gone from Redis; start a new run"
                 )
+            payloads = [[encoded_whole(*attempt) for attempt in group] for group in groups]
             step = ArchivedStep(intent, metrics.get(intent.step, {}), payloads)
             await asyncio.to_thread(write_step, self._folder, step)
 

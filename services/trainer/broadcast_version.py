@@ -5,21 +5,16 @@ import secrets
 import time
 from dataclasses import dataclass, field
 
-from redis.asyncio import Redis
-
 from services.trainer.gather_engines import Engines, Gathering
 from services.trainer.rendezvous import Communicator, MeetingPoint, in_thread
 from services.trainer.stage_weights import Staged
+from services.trainer.step_ledger import StepLedger
 from shared.enrolment import Part
 from shared.logs import Log
 from shared.messages import Rendezvous, WeightVersion
 from shared.redis_connection import UNREACHABLE
-from shared.streams import Stream
-from shared.topology import WEIGHTS
 
 POLL_S = 0.004
-KEPT_ANNOUNCEMENTS = 1000
-"""Engines read the newest one; the others are history for people."""
 CONNECT_S = 5.0
 """Seconds for engines that were told to begin until all are in the group; milliseconds where all are alive."""
 GRACE_S = 2.0
@@ -48,10 +43,9 @@ class Outcome:
 class Broadcaster:
     """Holds the rendezvous and the group of one run. One round at a time."""
 
-    def __init__(self, redis: Redis, run: str, host: str, enrol_s: float, update_s: float, log: Log) -> None:
-        self.engines = Engines(redis, run)
-        self._weights: Stream[WeightVersion] = Stream(redis, run, WEIGHTS)
-        self._run, self._host, self._log = run, host, log
+    def __init__(self, ledger: StepLedger, host: str, enrol_s: float, update_s: float, log: Log) -> None:
+        self.engines = Engines(ledger.redis, ledger.run)
+        self._ledger, self._run, self._host, self._log = ledger, ledger.run, host, log
         self._enrol_s, self._update_s = enrol_s, update_s
         self._meeting: MeetingPoint | None = None
         self._group: Communicator | None = None
@@ -92,10 +86,9 @@ class Broadcaster:
             done_until=enrol_until + self._update_s,
         )
         layout = staged.buckets.layout
-        await self._weights.publish(
+        await self._ledger.announce(
             WeightVersion(staged.version, staged.step, layout, proofs.checksum, proofs.tensor_checksums, rendezvous)
         )
-        await self._weights.keep_newest(KEPT_ANNOUNCEMENTS)
         return await self.engines.gather(staged.version, proofs.checksum, announcement, enrol_until)
 
     async def _send(self, staged: Staged, gathering: Gathering, announcement: str, outcome: Outcome) -> None:

@@ -14,6 +14,7 @@ from services.trainer.retention import Retention
 from services.trainer.sample_buffer import SampleBuffer
 from services.trainer.share_step import Attempts, Share
 from services.trainer.step_ledger import StepLedger
+from services.trainer.stored_limit import StoredLimit
 from services.trainer.take_up import Manifest
 from shared.await_redis import AwaitRedis
 from shared.logs import Log
@@ -25,9 +26,12 @@ STOP_GRACE_S = 10.0
 
 @dataclass
 class Progress:
-    """How many steps the weights in memory have seen."""
+    """Where the trainer is."""
 
     step: int = 0
+    """Steps that the weights in memory have seen."""
+    saved: int = 0
+    """Steps that the newest checkpoint covers, which may still be written."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +56,7 @@ class TrainingLoop:
     writer: CheckpointWriter
     manifest: Manifest
     retention: Retention
+    stored: StoredLimit
     compute: ComputeThread
     is_stopping: Callable[[], Awaitable[bool]]
     redis: AwaitRedis
@@ -66,9 +71,8 @@ class TrainingLoop:
             FencedOut: another trainer took the run over.
         """
         recorded = {intent.step: intent for intent in await self.redis(lambda: self.ledger.intents(after=done))}
-        self.progress.step = done
+        self.progress.step = self.progress.saved = done
         await self.versions.offer(done)
-        saved = done
         for step in range(done + 1, self.steps + 1):
             begun = time.monotonic()
             intent = recorded.get(step) or await self._next_intent(step)
@@ -76,13 +80,13 @@ class TrainingLoop:
                 break
             await self._step(intent, begun)
             if step % self.checkpoint_every == 0 or step == self.steps:
-                saved = await self._checkpoint(step)
+                await self._checkpoint(step)
         done = self.progress.step
         if done == self.steps:
             await self.versions.settle()
         else:
             await self.versions.close(STOP_GRACE_S)
-        if saved < done:
+        if self.progress.saved < done:
             await self._checkpoint(done)
         await self.writer.settle()
         await self._let_go()
@@ -125,13 +129,13 @@ class TrainingLoop:
         # JSON has no name for a number that is not finite; a skipped step says so by step_skipped
         return {k: v for k, v in {**metrics, **seconds, "tokens_per_second": rate}.items() if math.isfinite(v)}
 
-    async def _checkpoint(self, step: int) -> int:
+    async def _checkpoint(self, step: int) -> None:
         """Copy the state once the ledger that it belongs to is on disk; it is written while the next steps train."""
         await self.redis(lambda: self.on_disk.wait(step))
         await self.redis(lambda: self.ledger.check(step))  # Redis may have come back without the step meanwhile
         position = await self.redis(self.ledger.position)
         await self.writer.begin(step, self.learner, self.manifest.of(position), self._let_go)
-        return step
+        self.progress.saved = step
 
     async def _let_go(self) -> None:
         """Remove what the newest checkpoints make superfluous; at the end of a run what a kill left to do of it."""
@@ -142,4 +146,19 @@ class TrainingLoop:
         self.versions.check()
         self.writer.check()
         await self.redis(lambda: self.ledger.check(self.progress.step))
+        await self._make_room(self.progress.step)
         return await self.is_stopping()
+
+    async def _make_room(self, done: int) -> None:
+        """While the next groups are held back for what is stored: a checkpoint at once, and all that it covers leaves.
+
+        Groups that only the newest checkpoint covers go last, for without them an older one cannot stand in for it.
+        """
+        if not await self.redis(lambda: self.stored.holds_back(done)):
+            return
+        if self.progress.saved < done:
+            await self._checkpoint(done)
+        await self.writer.settle()
+        if await self.redis(lambda: self.stored.holds_back(done)):
+            await self.redis(lambda: self.retention.forget(done))
+            self.log.warning("groups_left_early", step=done, reason="rollout.max_stored_mib")

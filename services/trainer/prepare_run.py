@@ -23,6 +23,7 @@ from services.trainer.retention import Retention
 from services.trainer.sample_buffer import BatchPolicy, SampleBuffer
 from services.trainer.select_groups import load_selection
 from services.trainer.step_ledger import StepLedger
+from services.trainer.stored_limit import StoredLimit
 from services.trainer.take_up import manifest_of, take_up
 from services.trainer.team import Team
 from shared.await_redis import AwaitRedis
@@ -46,7 +47,7 @@ class WeightService(Publisher, Protocol):
     async def close(self) -> None: ...
 
 
-OpenPublisher = Callable[[Serving], WeightService]
+OpenPublisher = Callable[[Serving, StepLedger], WeightService]
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,8 +87,12 @@ async def prepare_run(
     await buffer.open()
     is_stopping = partial(_is_stopping, Runs(redis), serving.run, await_redis)
     gate = EvaluationGate(redis, settings, is_stopping, await_redis, log)
-    publisher = open_publisher(serving) if settings.kind == "rl" else None
-    versions = await _versions(Ledger(redis, keys), publisher, learner, compute, gate, await_redis)
+    publisher = open_publisher(serving, ledger) if settings.kind == "rl" else None
+    versions = (
+        PublishedVersions(publisher, learner, compute, gate, position.told)
+        if publisher
+        else CountedVersions(ledger, await_redis)
+    )
     writer = CheckpointWriter(checkpoints, compute, log)
     archive = StepArchive(redis, keys, ledger, folder) if settings.trainer.archive else None
     loop = TrainingLoop(
@@ -104,6 +109,7 @@ async def prepare_run(
         writer=writer,
         manifest=manifest,
         retention=Retention(redis, keys, ledger, archive),
+        stored=StoredLimit(Ledger(redis, keys), settings),
         compute=compute,
         is_stopping=is_stopping,
         redis=await_redis,
@@ -126,33 +132,6 @@ def _policy(settings: RunSettings) -> BatchPolicy:
 def _groups(serving: Serving) -> Stream[GroupReady]:
     delivery = Delivery(serving.record.settings.delivery.lease_s, NEVER)
     return Stream(serving.redis, serving.run, GROUPS, serving.place.name, delivery)
-
-
-async def _versions(
-    ledger: Ledger,
-    publisher: Publisher | None,
-    learner: Learner,
-    compute: ComputeThread,
-    gate: EvaluationGate,
-    redis: AwaitRedis,
-) -> PublishedVersions | CountedVersions:
-    told = await redis(partial(_newest_version, ledger))
-    if publisher is None:
-        return CountedVersions(ledger, redis)
-    return PublishedVersions(publisher, learner, compute, gate, told)
-
-
-async def _newest_version(ledger: Ledger) -> int:
-    """The version that engines were told of last; -1 for none.
-
-    One of a step that Redis has lost is taken back, or admission would count on it: the step that is trained in its
-    place makes a new version of that number.
-    """
-    counters = await ledger.counters()
-    told, step = counters.get("weight_version", -1), counters.get("step", 0)
-    if told > step:
-        await ledger.redis.hset(ledger.keys.counters, "weight_version", str(step))
-    return min(told, step)
 
 
 async def _is_stopping(runs: Runs, run: str, redis: AwaitRedis) -> bool:

@@ -9,8 +9,8 @@ import torch
 from services.trainer.compute_thread import ComputeThread
 from services.trainer.evaluation_gate import EvaluationGate
 from services.trainer.learner import Learner
+from services.trainer.step_ledger import StepLedger
 from shared.await_redis import AwaitRedis
-from shared.scripts import Ledger
 from shared.tasks import end
 
 
@@ -93,12 +93,12 @@ class PublishedVersions:
 class CountedVersions:
     """Versions of a run without engines: a counter, which lets the feeder release the next rows."""
 
-    def __init__(self, ledger: Ledger, redis: AwaitRedis) -> None:
+    def __init__(self, ledger: StepLedger, redis: AwaitRedis) -> None:
         self._ledger, self._redis = ledger, redis
 
     async def offer(self, version: int) -> None:
         """See Versions."""
-        await self._redis(lambda: self._ledger.advance("weight_version", version))
+        await self._redis(lambda: self._ledger.served(version))
 
     async def settle(self) -> None:
         """See Versions."""

@@ -6,19 +6,17 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 import torch
-from redis.asyncio import Redis
 
 from services.trainer.broadcast_version import Broadcaster, Outcome, Proofs
 from services.trainer.rendezvous import in_thread
 from services.trainer.stage_weights import Stage, Staged
+from services.trainer.step_ledger import StepLedger
 from services.trainer.tell import tell
 from services.trainer.weight_buckets import WeightBuckets, checksum, engine_checksums
 from shared.await_redis import AwaitRedis
 from shared.logs import Log
 from shared.redis_connection import UNREACHABLE
 from shared.runs import HEARTBEAT_S
-from shared.scripts import Ledger
-from shared.topology import Keys
 
 MIB = 2**20
 ROUNDS = 2
@@ -64,8 +62,7 @@ class WeightPublisher:
 
     def __init__(
         self,
-        redis: Redis,
-        run: str,
+        ledger: StepLedger,
         host: str,
         log: Log,
         bucket_mib: int = 512,
@@ -73,11 +70,11 @@ class WeightPublisher:
         await_redis: AwaitRedis | None = None,
     ) -> None:
         """`host` is the address by which engines reach this process."""
-        self._redis, self._run, self._log, self._deadlines = redis, run, log, deadlines or Deadlines()
-        self._await_redis = await_redis or AwaitRedis(log, run)
+        self._redis, self._run, self._ledger = ledger.redis, ledger.run, ledger
+        self._log, self._deadlines = log, deadlines or Deadlines()
+        self._await_redis = await_redis or AwaitRedis(log, ledger.run)
         self._stage = Stage(bucket_mib * MIB)
-        self._broadcaster = Broadcaster(redis, run, host, self._deadlines.enrol_s, self._deadlines.update_s, log)
-        self._ledger = Ledger(redis, Keys(run))
+        self._broadcaster = Broadcaster(ledger, host, self._deadlines.enrol_s, self._deadlines.update_s, log)
         self._lock = asyncio.Lock()
         self._newest: tuple[Staged, Proofs] | None = None
 
@@ -93,6 +90,10 @@ class WeightPublisher:
         """Announce a version, send it to all engines that are up, and wait for their proofs or the deadline.
 
         Version 0 waits for a first engine. Later ones do not: whoever comes up gets the newest by `serve_joiners`.
+
+        Raises:
+            FencedOut: another trainer took the run over.
+            LedgerBehind: Redis lost the moment in which this one did.
         """
         started = time.monotonic()
         async with self._lock:
@@ -103,7 +104,7 @@ class WeightPublisher:
             if staged.version == 0:
                 await self._first_engine()
             outcome = await self._send_through_outages(staged, proofs)
-        await self._await_redis(lambda: self._ledger.advance("weight_version", staged.version))
+        await self._await_redis(lambda: self._ledger.served(staged.version))
         seconds = {"hash": hashed_s, **outcome.seconds, "total": time.monotonic() - started}
         report = _report(staged, proofs, outcome, seconds)
         self._log_report("weights_published", report)

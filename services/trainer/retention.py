@@ -7,7 +7,6 @@ from redis.asyncio import Redis
 from services.trainer.archive_steps import StepArchive
 from services.trainer.step_ledger import StepLedger
 from shared.errors import LedgerBehind
-from shared.scripts import Ledger
 from shared.topology import GROUPS, Keys
 
 BATCH = 500
@@ -19,7 +18,6 @@ class Retention:
     def __init__(self, redis: Redis, keys: Keys, ledger: StepLedger, archive: StepArchive | None = None) -> None:
         """`archive` takes every step before its groups are deleted."""
         self._redis, self._keys, self._ledger, self._archive = redis, keys, ledger, archive
-        self._groups = Ledger(redis, keys)
         self._forgotten = 0
 
     async def forget(self, covered: int) -> None:
@@ -39,9 +37,9 @@ class Retention:
         spent = {group_id for intent in intents for group_id in intent.group_ids}
         spent_ids = sorted(spent)
         for start in range(0, len(spent_ids), BATCH):
-            await self._groups.forget(spent_ids[start : start + BATCH])
+            await self._ledger.forget(spent_ids[start : start + BATCH])
         await self._trim(spent)
-        await self._groups.advance("forgotten_step", covered)
+        await self._ledger.forgotten(covered)
         self._forgotten = covered
 
     async def archive_rest(self) -> None:

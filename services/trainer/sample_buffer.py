@@ -16,8 +16,6 @@ from shared.topology import Keys
 
 POLL_S = 0.5
 PAGE = 1000
-KEEP_S = 900
-"""How long the attempts of a dropped group stay, for a person to look at."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,12 +127,8 @@ class SampleBuffer:
                 "weight_version": version,
             }
             await self._drop(group_id, "stale", detail, message.entry_id)
-            await self._forget_later(group_id)
             message.stream.release(message.entry_id)
             del self._waiting[group_id]
-
-    async def _forget_later(self, group_id: int) -> None:
-        await self._redis(lambda: self._groups.redis.expire(self._keys.group(group_id), KEEP_S))
 
     async def _drop_unreadable(self, group_id: int | None, reason: str) -> None:
         """An entry that no trainer can read returns its slot, or the step would wait for its group for ever."""

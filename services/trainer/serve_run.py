@@ -7,6 +7,7 @@ from services.trainer.compute_thread import ComputeThread
 from services.trainer.export_model import export_model
 from services.trainer.prepare_run import OpenPublisher, PreparedRun, prepare_run
 from services.trainer.publish_weights import Deadlines, WeightPublisher
+from services.trainer.step_ledger import StepLedger
 from services.trainer.team import Team
 from services.trainer.tell import tell
 from shared.errors import LedgerBehind
@@ -86,9 +87,7 @@ async def _train_and_end(serving: Serving, prepared: PreparedRun) -> None:
     serving.place.log.info("run_ended", run=serving.run, state=state, step=done)
 
 
-def _open_publisher(serving: Serving) -> WeightPublisher:
+def _open_publisher(serving: Serving, ledger: StepLedger) -> WeightPublisher:
     weights, host = serving.record.settings.weights, serving.place.deployment.trainer.host
     deadlines = Deadlines(enrol_s=weights.enrol_deadline_s, update_s=weights.update_deadline_s)
-    return WeightPublisher(
-        serving.redis, serving.run, host, serving.place.log, weights.bucket_mib, deadlines, serving.await_redis()
-    )
+    return WeightPublisher(ledger, host, serving.place.log, weights.bucket_mib, deadlines, serving.await_redis())

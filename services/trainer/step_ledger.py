@@ -1,12 +1,16 @@
-"""Steps -> the ledger: an intent before each step, a commit after it, and what a new trainer has to train again."""
+"""Steps -> the ledger: an intent before each step, a commit after it, and what a new trainer has to train again.
 
+What else only the one trainer of a run may write goes through here, too: versions, and what leaves Redis.
+"""
+
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import cast
 
 from redis.asyncio import Redis
 
 from shared.errors import FencedOut, LedgerBehind, RunRejected
-from shared.messages import GroupReady, StepCommit, StepIntent, StepRecord
+from shared.messages import GroupReady, StepCommit, StepIntent, StepRecord, WeightVersion
 from shared.scripts import Ledger
 from shared.streams import Message, Stream
 from shared.topology import STEPS, Keys
@@ -24,6 +28,8 @@ class Position:
     """Recorded before its training."""
     forgotten: int
     """The groups of the steps up to here have left Redis."""
+    told: int
+    """The weight version that engines were told of last; -1 for none."""
 
 
 class StepLedger:
@@ -33,23 +39,25 @@ class StepLedger:
     """
 
     def __init__(self, redis: Redis, run: str) -> None:
-        self._redis, self._keys = redis, Keys(run)
+        self.redis, self.run = redis, run
+        self._keys = Keys(run)
         self._steps: Stream[StepRecord] = Stream(redis, run, STEPS)
         self._ledger = Ledger(redis, self._keys)
         self._epoch = 0
 
     async def take_over(self) -> None:
-        """Become the one trainer that may write here."""
+        """Become the one trainer that may write here; a version of a step that Redis has lost is taken back."""
         self._epoch = await self._ledger.take_over()
 
     async def position(self) -> Position:
         """Where the ledger stands."""
         counts = await self._ledger.counters()
-        return Position(counts.get("step", 0), counts.get("intended", 0), counts.get("forgotten_step", 0))
+        step, intended, forgotten = (counts.get(name, 0) for name in ("step", "intended", "forgotten_step"))
+        return Position(step, intended, forgotten, counts.get("weight_version", -1))
 
     async def check(self, done: int) -> None:
         """Raise what a write of the step after `done` would raise now."""
-        epoch = int(cast(bytes | None, await self._redis.get(self._keys.trainer_epoch)) or 0)
+        epoch = int(cast(bytes | None, await self.redis.get(self._keys.trainer_epoch)) or 0)
         if epoch > self._epoch:
             raise FencedOut(f"run {self._keys.run}: another trainer took this run over; this one stops")
         position = await self.position()
@@ -68,6 +76,22 @@ class StepLedger:
         """Record a finished step; one that was trained again after a crash is recorded once."""
         commit = StepCommit(intent.step, intent.step, metrics)
         await self._ledger.commit(self._epoch, commit, intent.group_ids, tokens)
+
+    async def announce(self, version: WeightVersion) -> None:
+        """Offer a version to the engines."""
+        await self._ledger.announce(self._epoch, version)
+
+    async def served(self, version: int) -> None:
+        """Count a version as served, which lets the groups of a further step be released."""
+        await self._ledger.advance("weight_version", version, self._epoch)
+
+    async def forget(self, group_ids: Sequence[int]) -> None:
+        """Delete the attempts of groups that a durable checkpoint covers."""
+        await self._ledger.forget(self._epoch, group_ids)
+
+    async def forgotten(self, step: int) -> None:
+        """The groups of all steps up to this one have left Redis."""
+        await self._ledger.advance("forgotten_step", step, self._epoch)
 
     async def intents(self, after: int, until: int | None = None) -> list[StepIntent]:
         """Recorded steps after `after` (and up to `until`), in order.

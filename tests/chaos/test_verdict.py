@@ -5,8 +5,8 @@ import pytest
 from redis.asyncio import Redis
 
 from benchmarks.chaos.verdict import RunVerdict, judge
-from shared.accounts import margins
-from shared.messages import Codec, Event, GroupReady, Prompt, Rollout, StepCommit, StepIntent
+from shared.joining import complete
+from shared.messages import Attempt, Codec, Event, GroupReady, Prompt, Rollout, StepCommit, StepIntent
 from shared.run_settings import RunSettings
 from shared.runs import Runs
 from shared.scripts import Ledger
@@ -64,8 +64,7 @@ async def finished(redis: Redis) -> Redis:
     await redis.xdel(KEYS.stream(PROMPTS), *entries)
     for group in range(5):
         for attempt in range(SIZE):
-            one = rollout(group, attempt)
-            await ledger.join(group, SIZE, attempt, Codec[Rollout](Rollout).encode(one), margins(one))
+            await ledger.join([complete(rollout(group, attempt))])
     await ledger.drop(4, "train", "zero_std", Event(0.0, "reward", "dropped"), None)
     await _train(redis, ledger)
     await Runs(redis).move(RUN, ("queued",), "finished")
@@ -76,7 +75,7 @@ async def _train(redis: Redis, ledger: Ledger) -> None:
     groups: Stream[GroupReady] = Stream(redis, RUN, GROUPS, "trainer")
     await groups.open()
     for group in range(4):
-        await ledger.emit(GroupReady(group, "train", "d", group, [1, 1], [0.0, 1.0], 0, 1), SIZE * TOKENS)
+        await ledger.emit((GroupReady(group, "train", "d", group, [1, 1], [0.0, 1.0], 0, 1), SIZE * TOKENS))
     messages, epoch = await groups.receive(10, 0.1), await ledger.take_over()
     for step, ids in ((1, [0, 1]), (2, [2, 3])):
         entry_ids = [message.entry_id for message in messages if message.body.group_id in ids]
@@ -100,9 +99,9 @@ async def test_a_group_that_is_nowhere_is_lost(finished: Redis) -> None:
 
 async def test_a_group_with_one_of_two_attempts_left_is_lost(finished: Redis) -> None:
     await finished.hincrby(KEYS.counters, "next_group_id", 1)
-    await Stream[Rollout](finished, RUN, ROLLOUTS).publish(rollout(5, 0))
+    await Stream[Attempt](finished, RUN, ROLLOUTS).publish(rollout(5, 0))
     assert (await judge(finished, RUN)).groups_lost == [5]
-    await Stream[Rollout](finished, RUN, ROLLOUTS).publish(rollout(5, 1))
+    await Stream[Attempt](finished, RUN, ROLLOUTS).publish(rollout(5, 1))
     assert (await judge(finished, RUN)).groups_lost == []
 
 

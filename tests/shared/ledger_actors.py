@@ -1,6 +1,7 @@
 """Workers, trainers and a person who act on a run in Redis, each move told to the model too."""
 
 import time
+from collections.abc import Sequence
 from typing import Any, Generic, TypeVar
 
 import numpy as np
@@ -11,12 +12,13 @@ from services.reward.join_groups import GroupJoin
 from services.reward.score import Score
 from shared.accounts import margins
 from shared.errors import FencedOut
-from shared.messages import DeadLetter, Event, GroupReady, Prompt, Rollout, StepCommit, StepIntent
-from shared.scripts import Ledger, ScoredEntry
+from shared.messages import Attempt, DeadLetter, Event, GroupReady, Prompt, Rollout, StepCommit, StepIntent
+from shared.rollout_parts import arrays_of
+from shared.scripts import Ledger
 from shared.streams import Delivery, Message, Stream, evaluation_of
 from shared.topology import DEAD, GROUPS, PROMPTS, Keys
 from tests.services.reward.reward_cases import rollout
-from tests.shared.ledger_model import GROUP_SIZE, Attempt, Model
+from tests.shared.ledger_model import GROUP_SIZE, Model, StoredAttempt
 
 T = TypeVar("T")
 RUN, FEEDER = "r1", "feeder"
@@ -27,7 +29,7 @@ LIMIT = 6
 GROUPS_PER_STEP = 2
 
 
-def verdict(group: list[Rollout]) -> str | None:
+def verdict(group: Sequence[Attempt]) -> str | None:
     return "filtered" if group[0].group_id % 4 == 3 else None
 
 
@@ -40,7 +42,7 @@ class Actors:
         self.join = GroupJoin(self.ledger, verdict)
         self._born = 0
         self.generating: list[Worker[Prompt]] = []
-        self.scoring: list[Worker[Rollout]] = []
+        self.scoring: list[Worker[Attempt]] = []
         self.trainers: list[Trainer] = []
 
     async def open(self) -> None:
@@ -67,24 +69,27 @@ class Actors:
     async def generate(self, worker: "Worker[Prompt]", times: int) -> None:
         if message := worker.next():
             rollouts = [self._attempt(message.body, number) for number in range(GROUP_SIZE)]
+            if await self._is_pending(message):
+                self.model.forward(message.body.group_id, [len(arrays_of(rollout)) for rollout in rollouts])
             for _ in range(times):
-                await message.forward(self._rollouts(), *rollouts)
+                await self.ledger.forward(message, rollouts)
 
-    async def score(self, worker: "Worker[Rollout]", times: int, acknowledge: bool) -> None:
+    async def score(self, worker: "Worker[Attempt]", times: int, acknowledge: bool) -> None:
         if not (message := worker.next()):
             return
-        rollout, stream = message.body, message.stream
-        reason = verdict([rollout]) if rollout.kind != "eval" else None
+        attempt, stream = message.body, message.stream
+        reason = verdict([attempt]) if attempt.kind != "eval" else None
         scored = self.join.entry(message, Score(1.0))
-        if isinstance(scored, ScoredEntry):  # Redis takes the payload from the stream, where it may be gone
-            size = len(message.fields[b"m"]) - scored.replaces + len(scored.end)
+        size = len(scored.encoded)
+        is_there = await self.redis.hget(self.keys.arrays(attempt.group_id), "of") == message.fields[b"f"]
+        if scored.entry_id:  # Redis takes the payload from the stream, where it may be gone
+            size += len(message.fields[b"m"]) - scored.replaces
             is_there = bool(await self.redis.xrange(stream.key, message.entry_id, message.entry_id))
-        else:
-            size, is_there = len(scored[3]), True
         if is_there:
-            self.model.join(rollout.group_id, rollout.attempt, Attempt(size, margins(rollout)), reason)
+            self.model.join(attempt.group_id, attempt.attempt, StoredAttempt(size, margins(attempt)), reason)
+        settled = self.model.groups[attempt.group_id].state != "open"
         for _ in range(times):
-            assert await self.join.join([scored]) == {}
+            assert await self.join.join([scored]) == {} or not (is_there or settled)
         if acknowledge:
             await message.ack()
         else:
@@ -93,10 +98,7 @@ class Actors:
     async def give_up(self, worker: "Worker[Any]", times: int) -> None:
         if not (message := worker.next()):
             return
-        pending = await self.redis.xpending_range(
-            message.stream.key, message.stream.spec.group or "", message.entry_id, message.entry_id, 1
-        )
-        if pending:
+        if await self._is_pending(message):
             self.model.give_up(message.body.group_id)
         for _ in range(times):
             await message.dead_letter("no use")
@@ -128,17 +130,13 @@ class Actors:
         answers = [await self.ledger.discard(group_id, ours) for _ in range(times)]
         assert answers == [len(ours), 0][:times]
 
-    async def forget(self, times: int) -> None:
-        """What a durable checkpoint of the last committed step covers."""
-        done = [group_id for step in self.model.steps[: self.model.committed] for group_id in step]
-        for group_id in done:
-            self.model.groups[group_id].forgotten = True
-        for _ in range(times):
-            await self.ledger.forget(done)
-
     async def letters(self) -> list[tuple[str, DeadLetter]]:
         stream: Stream[DeadLetter] = Stream(self.redis, RUN, DEAD)
         return await stream.read(count=10_000)
+
+    async def _is_pending(self, message: Message[Any]) -> bool:
+        key, group, entry_id = message.stream.key, message.stream.spec.group or "", message.entry_id
+        return bool(await self.redis.xpending_range(key, group, entry_id, entry_id, 1))
 
     def _attempt(self, prompt: Prompt, number: int) -> Rollout:
         self._born += 1  # another try of the same attempt has other tokens, from other versions
@@ -149,8 +147,10 @@ class Actors:
             size=prompt.group_size,
             kind=prompt.kind,
             pinned_version=prompt.pinned_version,
-            token_ids=np.arange(tokens, dtype=np.int32),
+            text=str(self._born),
+            token_ids=np.full(tokens, self._born, np.int32),
             logprobs=np.zeros(tokens, np.float32),
+            loss_mask=[(1, tokens)],
             weight_versions=[(self._born % 3, 1), (3, tokens - 1)],
             worker=f"w{self._born % 2}",
             reward=self._born % 4 or None,  # what has a reward before it is scored travels once more
@@ -262,6 +262,20 @@ class Trainer:
         model.committed += 1
         for group_id in ids:
             model.groups[group_id].state = "trained"
+
+    async def forget(self, times: int) -> None:
+        """What a durable checkpoint of the last committed step covers."""
+        model = self._actors.model
+        done = [group_id for step in model.steps[: model.committed] for group_id in step]
+        for _ in range(times):
+            try:
+                await self._actors.ledger.forget(self.epoch, done)
+            except FencedOut:
+                assert not self.is_it
+                return
+        assert self.is_it
+        for group_id in done:
+            model.groups[group_id].forgotten = True
 
     async def drop_ready(self, times: int) -> None:
         if not self.is_it or not self.buffer:

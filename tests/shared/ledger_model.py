@@ -8,6 +8,7 @@ from typing import Any, cast
 from redis.asyncio import Redis
 
 from shared.accounts import Margins, undecided
+from shared.rollout_parts import join_parts
 from shared.topology import GROUPS, PROMPTS, ROLLOUTS, Keys
 
 GROUP_SIZE = 2
@@ -15,7 +16,9 @@ Entries = list[tuple[bytes, dict[bytes, bytes]]]
 
 
 @dataclass
-class Attempt:
+class StoredAttempt:
+    """What is scored of an attempt, without its arrays."""
+
     size: int
     margins: Margins
 
@@ -25,7 +28,9 @@ class Group:
     """One released group: its stored attempts, and what became of it."""
 
     is_eval: bool
-    attempts: dict[int, Attempt] = field(default_factory=dict[int, Attempt])
+    attempts: dict[int, StoredAttempt] = field(default_factory=dict[int, StoredAttempt])
+    arrays: list[int] = field(default_factory=list[int])
+    """Bytes of the arrays of each attempt, once the group was forwarded."""
     state: str = "open"
     """open, emitted, intended, trained, evaluated or dropped:<reason>."""
     dead: bool = False
@@ -64,7 +69,12 @@ class Model:
             self.groups[len(self.groups)] = Group(is_eval)
         return True
 
-    def join(self, group_id: int, number: int, attempt: Attempt, reason: str | None) -> None:
+    def forward(self, group_id: int, arrays: list[int]) -> None:
+        group = self.groups[group_id]
+        if (group.state == "open" or group.dead) and not group.arrays:
+            group.arrays = arrays
+
+    def join(self, group_id: int, number: int, attempt: StoredAttempt, reason: str | None) -> None:
         group = self.groups[group_id]
         if group.state == "open" or group.dead:
             group.attempts.setdefault(number, attempt)
@@ -94,6 +104,7 @@ class Model:
         await self._check_counters(redis, keys)
         await self._check_accounts(redis, keys)
         await self._check_places(redis, keys)
+        await self._check_arrays(redis, keys)
 
     async def _check_counters(self, redis: Redis, keys: Keys) -> None:
         train = [group for group in self.groups.values() if not group.is_eval]
@@ -109,6 +120,7 @@ class Model:
         counting = [g for g in self.groups.values() if g.dead or not (g.dropped or g.state == "evaluated")]
         kept = [group for group in counting if not group.forgotten]
         expected.update(stored_bytes=sum(a.size for group in kept for a in group.attempts.values()))
+        expected.update(stored_bytes=sum(size for group in kept for size in group.arrays))
         raw = cast(dict[bytes, bytes], await redis.hgetall(keys.counters))
         found = {name.decode(): int(value) for name, value in raw.items()}
         found.pop("generated_tokens", None)
@@ -156,6 +168,18 @@ class Model:
                 assert stored[group_id] == GROUP_SIZE
             if group.state in ("intended", "trained") and not group.forgotten:
                 assert stored[group_id] == GROUP_SIZE
+
+    async def _check_arrays(self, redis: Redis, keys: Keys) -> None:
+        """Every score is kept beside the tokens that it was given for: its text names the token that was repeated."""
+        async with redis.pipeline(transaction=True) as pipe:
+            for group_id in self.groups:
+                pipe.hgetall(keys.group(group_id))
+                pipe.hgetall(keys.arrays(group_id))
+            answers = cast(list[dict[bytes, bytes]], await pipe.execute())
+        for attempts, arrays in zip(answers[::2], answers[1::2], strict=True):
+            for number, attempt in attempts.items():
+                rollout = join_parts(attempt, arrays[number])
+                assert {str(token) for token in rollout.token_ids} == {rollout.text}
 
 
 def _bits(bitmap: bytes | None) -> set[int]:

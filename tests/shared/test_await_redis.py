@@ -12,17 +12,18 @@ from shared.await_redis import AwaitRedis
 from shared.deployment import Deployment
 from shared.errors import SluiceError
 from shared.logs import Log
-from shared.messages import Event, Prompt
+from shared.messages import Prompt
 from shared.redis_connection import connect, connect_checked
 from shared.run_settings import RunSettings
 from shared.runs import Runs, present
+from shared.scripts import Ledger
 from shared.service import Place, Serving, follow_runs
 from shared.settings import validate
 from shared.streams import Delivery, Stream
 from shared.tasks import end
-from shared.topology import EVENTS, PROMPTS, ROLLOUTS, Keys
+from shared.topology import PROMPTS, Keys
 from tests.conftest import free_port, until
-from tests.services.reward.reward_cases import emitted, rollout
+from tests.services.reward.reward_cases import emitted, rollout, send
 from tests.shared.own_redis import OwnRedis
 
 RUN = "r1"
@@ -41,9 +42,9 @@ def settings() -> RunSettings:
 
 
 async def pass_prompts_on(serving: Serving) -> None:
-    """The plainest consumer: a prompt in, an event out."""
+    """The plainest rollout worker: a prompt in, its attempts out."""
     prompts: Stream[Prompt] = Stream(serving.redis, RUN, PROMPTS, serving.place.name, Delivery(0.5))
-    events: Stream[Event] = Stream(serving.redis, RUN, EVENTS)
+    ledger = Ledger(serving.redis, Keys(RUN))
     await_redis = serving.await_redis()
     await await_redis(prompts.open)
     keeper = asyncio.create_task(prompts.keep_leases())
@@ -51,8 +52,8 @@ async def pass_prompts_on(serving: Serving) -> None:
     try:
         while True:
             for message in await await_redis(lambda: prompts.receive(10, 1.0)):
-                event = Event(0.0, "rollout", "seen", {"group": message.body.group_id})
-                await await_redis(lambda message=message, event=event: message.forward(events, event))
+                made = [rollout(message.body.group_id, attempt) for attempt in (0, 1)]
+                await await_redis(lambda message=message, made=made: ledger.forward(message, made))
     finally:
         await end(keeper)
 
@@ -68,27 +69,24 @@ async def test_services_wait_out_an_outage_of_redis_and_go_on(own_redis: OwnRedi
     places = [Place(Deployment(), await connect_checked(own_redis.url, 10), Log("test"), name) for name in ("a", "b")]
     for place, role, serve in zip(places, ("reward", "rollout"), (serve_reward, pass_prompts_on), strict=True):
         tasks.append(asyncio.create_task(follow_runs(place, role, serve, ("rl",))))
-    prompts, rollouts = (Stream(client, RUN, spec) for spec in (PROMPTS, ROLLOUTS))
-    events: Stream[Event] = Stream(client, RUN, EVENTS)
+    prompts: Stream[Prompt] = Stream(client, RUN, PROMPTS)
 
     async def are_there() -> bool:
         return len(await present(client, RUN)) == 2
 
     async def all_done() -> bool:
-        seen = {event.detail["group"] for _, event in await events.read() if event.event == "seen"}
-        groups = [group.group_id for group in await emitted(client)]
-        return seen == {0, 1, 2, 3} and sorted(groups) == [0, 1]
+        return sorted(group.group_id for group in await emitted(client)) == [0, 1, 2, 3, 10, 11]
 
     try:
         await until(are_there)
         await prompts.publish(*(Prompt(i, "train", "d", i, "1+1=", 2) for i in (0, 1)))
-        await rollouts.publish(rollout(0, 0), rollout(0, 1), rollout(1, 0))
+        await send(client, rollout(10, 0), rollout(10, 1), rollout(11, 0))
         own_redis.kill()
         done, _ = await asyncio.wait(tasks, timeout=outage_s)
         assert not done, "no service exits"
         await (await own_redis.start()).aclose()
         await prompts.publish(*(Prompt(i, "train", "d", i, "1+1=", 2) for i in (2, 3)))
-        await rollouts.publish(rollout(1, 1))
+        await send(client, rollout(11, 1))
         await until(all_done, 60)
         assert not any(task.done() for task in tasks)
     finally:

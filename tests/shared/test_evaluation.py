@@ -31,7 +31,7 @@ async def test_a_tally_is_complete_when_every_group_is_answered_or_dropped(redis
     ledger = Ledger(redis, keys)
     assert not is_complete(SETTINGS, await read_tallies(redis, keys, 10))
     await redis.hset(keys.evaluation(10), "held-out|groups", "2")
-    await ledger.emit(GroupReady(1, "eval", "held-out", 0, [3, 3], [1.0, 0.0], 10, 10, 10), tokens=6)
+    await ledger.tally(GroupReady(1, "eval", "held-out", 0, [3, 3], [1.0, 0.0], 10, 10, 10), off_version=False)
     assert not is_complete(SETTINGS, await read_tallies(redis, keys, 10))
     await ledger.drop(2, "eval", "dead", Event(0.0, "reward", "group_dropped"), (10, "held-out"))
     (tally,) = await read_tallies(redis, keys, 10)

@@ -68,7 +68,7 @@ def play(actors: Actors, move: Move) -> Awaitable[None]:
         "give_up_ready": lambda: trainer.give_up(times),
         "redrive": lambda: actors.send_again(who, times),
         "discard": lambda: actors.discard(who, times),
-        "forget": lambda: actors.forget(times),
+        "forget": lambda: trainer.forget(times),
     }
     return table[name]()
 

@@ -4,10 +4,12 @@ import pytest
 from redis.asyncio import Redis
 
 from shared.errors import FencedOut
+from shared.joining import Joined, complete
 from shared.messages import Codec, Event, GroupReady, Prompt, StepCommit, StepIntent, StepRecord
 from shared.scripts import Ledger
 from shared.streams import Stream
 from shared.topology import EVENTS, GROUPS, PROMPTS, STEPS, Keys
+from tests.services.reward.reward_cases import rollout
 
 RUN = "r1"
 TOKEN = "feeder-1"
@@ -62,26 +64,30 @@ async def test_a_release_whose_answer_was_lost_is_repeated_without_harm(ledger: 
 
 
 async def test_a_group_is_complete_with_its_last_attempt_and_repeats_change_nothing(ledger: Ledger) -> None:
-    assert await ledger.join(5, 2, 0, b"first") == "incomplete"
-    assert await ledger.join(5, 2, 0, b"again") == "incomplete"
-    assert await ledger.join(5, 2, 1, b"second") == "complete"
-    assert await ledger.redis.hgetall(ledger.keys.group(5)) == {b"0": b"first", b"1": b"second"}
-    assert await ledger.emit(ready(5), tokens=9)
-    assert await ledger.join(5, 2, 1, b"late") == "settled"
+    first, again, second = (complete(rollout(5, *which)) for which in ((0, "first"), (0, "again"), (1, "second")))
+    assert await ledger.join([first, again, second]) == [
+        Joined("incomplete", True),
+        Joined("incomplete", False),
+        Joined("complete", True),
+    ]
+    assert await ledger.redis.hgetall(ledger.keys.group(5)) == {b"0": first.encoded, b"1": second.encoded}
+    assert (await ledger.redis.hgetall(ledger.keys.arrays(5)))[b"0"] == first.arrays
+    assert await ledger.emit((ready(5), 9))
+    assert await ledger.join([second]) == [Joined("settled", False)]
 
 
 async def test_a_group_is_emitted_once_and_never_dropped_after(ledger: Ledger) -> None:
-    assert await ledger.emit(ready(5), tokens=9)
-    assert not await ledger.emit(ready(5), tokens=9)
+    assert await ledger.emit((ready(5), 9)) == 1
+    assert await ledger.emit((ready(5), 9), (ready(6), 4)) == 1
     assert not await ledger.drop(5, "train", "dead", Event(0.0, "reward", "group_dropped"), None)
     groups: Stream[GroupReady] = Stream(ledger.redis, RUN, GROUPS)
-    assert [group for _, group in await groups.read()] == [ready(5)]
-    assert await ledger.counters() == {"emitted": 1, "generated_tokens": 9}
+    assert [group for _, group in await groups.read()] == [ready(5), ready(6)]
+    assert await ledger.counters() == {"emitted": 2, "generated_tokens": 13}
 
 
 async def test_an_evaluation_group_is_tallied_once_and_never_reaches_the_trainer(ledger: Ledger) -> None:
     for _ in range(2):
-        await ledger.emit(ready(6, "eval", pinned=10), tokens=9, off_version=True)
+        await ledger.tally(ready(6, "eval", pinned=10), off_version=True)
     await ledger.drop(7, "eval", "dead", Event(0.0, "reward", "group_dropped"), (10, "sums"))
     tally = await ledger.redis.hgetall(ledger.keys.evaluation(10))
     assert {name: float(value) for name, value in tally.items()} == {

@@ -30,27 +30,15 @@ async def test_a_message_is_delivered_to_one_consumer_of_the_group(redis: Redis)
     assert [m.body.group_id for m in second] == [2]
 
 
-async def test_forward_publishes_and_acknowledges_at_once_and_deletes_the_spent_entry(redis: Redis) -> None:
-    stream, events = prompts(redis, "one"), Stream[Event](redis, RUN, EVENTS)
+async def test_messages_are_acknowledged_together_and_their_spent_entries_deleted(redis: Redis) -> None:
+    stream = prompts(redis, "one")
     await stream.open()
-    await stream.publish(prompt(7))
-    (message,) = await stream.receive(1, 0.1)
-    await message.forward(events, Event(1.0, "rollout", "done", {"group": 7}))
-    assert (await redis.xpending(stream.key, "rollout"))["pending"] == 0
-    assert await redis.xlen(stream.key) == 0
-    assert [event.detail for _, event in await events.read()] == [{"group": 7}]
-
-
-async def test_a_message_that_another_worker_settled_is_not_forwarded_a_second_time(redis: Redis) -> None:
-    one, two = prompts(redis, "one", lease_s=0.05), prompts(redis, "two", lease_s=0.05)
-    events: Stream[Event] = Stream(redis, RUN, EVENTS)
-    await one.open()
-    await one.publish(prompt(7))
-    (early,) = await one.receive(1, 0.1)
-    late = await _until_received(two)
-    for message in (late, early, late):
-        await message.forward(events, Event(1.0, "rollout", "done"), Event(2.0, "rollout", "done"))
-    assert [event.time for _, event in await events.read()] == [1.0, 2.0]
+    await stream.publish(prompt(7), prompt(8), prompt(9))
+    received = await stream.receive(3, 0.1)
+    await stream.acknowledge(received[:2])
+    await stream.acknowledge([])
+    assert (await redis.xpending(stream.key, "rollout"))["pending"] == 1
+    assert [message.group_id for _, message in await stream.read()] == [9]
 
 
 async def test_a_silent_consumers_entry_goes_to_another_one_after_its_lease(redis: Redis) -> None:

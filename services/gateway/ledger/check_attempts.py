@@ -13,7 +13,8 @@ from services.gateway.ledger.read_records import Records
 from services.gateway.ledger.take_snapshot import Snapshot, numbers, take_snapshot
 from shared.accounts import Margins, margins
 from shared.errors import WireError
-from shared.messages import Codec, Rollout
+from shared.messages import Attempt, Codec
+from shared.rollout_parts import BYTES_PER_TOKEN
 from shared.topology import Keys
 
 MOST_GROUPS = 10_000
@@ -22,8 +23,8 @@ MOST_BYTES = 256 * 2**20
 PAGE = 50
 DEADLINE_S = 5.0
 AGAIN_S = 0.25
-Stored = tuple[dict[bytes, bytes], dict[bytes, bytes]]
-"""A group's attempts and its tokens by margin, of one moment."""
+Stored = tuple[dict[bytes, bytes], dict[bytes, bytes], list[int]]
+"""A group's attempts and its tokens by margin, of one moment, and how many bytes the arrays of each attempt take."""
 
 
 async def check_attempts(redis: Redis, keys: Keys, now: Snapshot, records: Records, verdict: Verdict) -> None:
@@ -62,23 +63,32 @@ async def _compare(redis: Redis, keys: Keys, group_ids: list[int]) -> dict[int, 
                 pipe.hgetall(keys.group(group_id))
                 pipe.hgetall(keys.tokens(group_id))
             answers = await pipe.execute()
-        stored = list(zip(answers[::2], answers[1::2], strict=True))
+        pairs = zip(answers[::2], answers[1::2], strict=True)
+        async with redis.pipeline(transaction=False) as pipe:
+            for group_id, attempts in zip(part, answers[::2], strict=True):
+                for attempt in attempts:
+                    pipe.hstrlen(keys.arrays(group_id), attempt)
+            lengths = iter(cast(list[int], await pipe.execute()))
+        stored = [(attempts, tokens, [next(lengths) for _ in attempts]) for attempts, tokens in pairs]
         wrong |= await asyncio.to_thread(_compare_page, part, stored)
     return wrong
 
 
 def _compare_page(group_ids: list[int], stored: list[Stored]) -> dict[int, str]:
     pairs = zip(group_ids, stored, strict=True)
-    return {group_id: why for group_id, (attempts, tokens) in pairs if (why := _difference(attempts, tokens))}
+    return {group_id: why for group_id, group in pairs if (why := _difference(*group))}
 
 
-def _difference(attempts: dict[bytes, bytes], tokens: dict[bytes, bytes]) -> str:
-    codec, added = cast(Codec[Rollout], Codec(Rollout)), Counter[str]()
-    for attempt, payload in attempts.items():
+def _difference(attempts: dict[bytes, bytes], tokens: dict[bytes, bytes], lengths: list[int]) -> str:
+    codec, added = cast(Codec[Attempt], Codec(Attempt)), Counter[str]()
+    for (number, payload), length in zip(attempts.items(), lengths, strict=True):
         try:
-            added.update(margins(codec.decode(payload)))
+            attempt = codec.decode(payload)
         except WireError as error:
-            return f"attempt {attempt.decode()} is {error}"
+            return f"attempt {number.decode()} is {error}"
+        if length != BYTES_PER_TOKEN * attempt.tokens:
+            return f"attempt {number.decode()} has {attempt.tokens} tokens, and arrays of {length} bytes"
+        added.update(margins(attempt))
     told: Margins = {margin: count for margin, count in numbers(tokens).items() if count}
     seen: Margins = {margin: count for margin, count in added.items() if count}
     if told == seen:

@@ -15,7 +15,7 @@ MOST_GROUPS = 10_000
 """Groups that one script adds up: half a second on a busy machine, in which Redis answers nobody else."""
 
 _ADD_UP = """
--- KEYS accounts, counters, dead groups, dropped, evaluated; ARGV prefixes of the groups' tokens and attempts,
+-- KEYS accounts, counters, dead groups, dropped, evaluated; ARGV prefixes of the groups' tokens, attempts and arrays,
 -- the id after the last known one, ids; answers accounts, undecided and dead tokens by margin, bytes of attempts as
 -- they are, and as they are counted.
 -- The names of groups are made here: some are released after the ids were read. They lie in the run's slot like all.
@@ -30,8 +30,10 @@ local function add(group)
   if redis.call('GETBIT', KEYS[5], group) == 1 or (redis.call('GETBIT', KEYS[4], group) == 1 and not dead) then
     return
   end
-  for _, attempt in ipairs(redis.call('HKEYS', ARGV[2] .. group)) do
-    bytes = bytes + redis.call('HSTRLEN', ARGV[2] .. group, attempt)
+  for i = 2, 3 do
+    for _, attempt in ipairs(redis.call('HKEYS', ARGV[i] .. group)) do
+      if attempt ~= 'of' then bytes = bytes + redis.call('HSTRLEN', ARGV[i] .. group, attempt) end
+    end
   end
 end
 local function flat(margins)
@@ -39,8 +41,8 @@ local function flat(margins)
   for margin, tokens in pairs(margins) do list[#list + 1], list[#list + 2] = margin, tostring(tokens) end
   return list
 end
-for i = 4, #ARGV do add(ARGV[i]) end
-for group = tonumber(ARGV[3]), tonumber(redis.call('HGET', KEYS[2], 'next_group_id') or '0') - 1 do
+for i = 5, #ARGV do add(ARGV[i]) end
+for group = tonumber(ARGV[4]), tonumber(redis.call('HGET', KEYS[2], 'next_group_id') or '0') - 1 do
   add(string.format('%d', group))
 end
 return {redis.call('HGETALL', KEYS[1]), flat(sums[1]), flat(sums[2]), bytes,
@@ -125,7 +127,7 @@ def _kept(now: Snapshot, records: Records) -> set[int]:
 
 async def _add_up(redis: Redis, keys: Keys, next_id: int, group_ids: list[int]) -> Sums:
     names = [keys.accounts, keys.counters, keys.dead_groups, keys.dropped, keys.evaluated]
-    prefixes = [place(0).removesuffix("0") for place in (keys.tokens, keys.group)]
+    prefixes = [place(0).removesuffix("0") for place in (keys.tokens, keys.group, keys.arrays)]
     script = redis.register_script(_ADD_UP)
     answer = cast(list[Any], await script(keys=names, args=[*prefixes, next_id, *group_ids]))
     accounts, open_tokens, dead_tokens = (numbers(dict(zip(flat[::2], flat[1::2], strict=True))) for flat in answer[:3])

@@ -13,7 +13,7 @@ from services.gateway.refusals import Refusal
 from shared.archive import archived_by, read_step
 from shared.errors import RunRejected, WireError
 from shared.ledger_answers import GroupState, Lineage, LineageAttempt, LineageEvent
-from shared.messages import Codec, Prompt, Rollout
+from shared.messages import Attempt, Codec, Prompt
 from shared.runs import RunRecord
 from shared.topology import GROUPS, PROMPTS, ROLLOUTS, Keys
 
@@ -38,7 +38,7 @@ class _Marks:
 class _Contents:
     """What is kept of a group, and where it was found."""
 
-    rollouts: list[Rollout]
+    attempts: list[Attempt]
     source: str
     note: str = ""
 
@@ -57,7 +57,7 @@ async def trace_group(redis: Redis, record: RunRecord, runs_folder: Path, group_
     reason = _reason(events) if marks.dropped else ""
     if reason == "dead":
         state = "dead"  # as the ledger counts it, also when nothing of it is kept for a re-drive
-    first: Rollout | Prompt | None = contents.rollouts[0] if contents.rollouts else prompt
+    first: Attempt | Prompt | None = contents.attempts[0] if contents.attempts else prompt
     return Lineage(
         run=record.run,
         group_id=group_id,
@@ -69,8 +69,8 @@ async def trace_group(redis: Redis, record: RunRecord, runs_folder: Path, group_
         prompt=first.prompt if first else None,
         label=first.label if first else None,
         group_size=first.group_size if first else None,
-        attempts=[_attempt(rollout) for rollout in contents.rollouts],
-        source=cast(Any, contents.source if contents.rollouts or not prompt else "redis"),
+        attempts=[_attempt(attempt) for attempt in contents.attempts],
+        source=cast(Any, contents.source if contents.attempts or not prompt else "redis"),
         note=contents.note,
         events=[LineageEvent(time=e.time, service=e.service, event=e.event, detail=e.detail) for e in events],
         step=step,
@@ -146,13 +146,13 @@ async def _contents(
 
 
 def _decode(payloads: list[bytes], source: str) -> _Contents:
-    codec, rollouts, note = cast(Codec[Rollout], Codec(Rollout)), list[Rollout](), ""
+    codec, attempts, note = cast(Codec[Attempt], Codec(Attempt)), list[Attempt](), ""
     for payload in payloads:
         try:
-            rollouts.append(codec.decode(payload))
+            attempts.append(codec.decode(payload))
         except WireError as error:
             note = f"one of its attempts cannot be read: {error}"
-    return _Contents(rollouts, source, note)
+    return _Contents(attempts, source, note)
 
 
 def _decoded(entries: list[bytes]) -> Prompt | None:
@@ -167,16 +167,16 @@ def _reason(events: list[Any]) -> str:
     return reasons[-1] if reasons else "unknown: its event is not kept any more"
 
 
-def _attempt(rollout: Rollout) -> LineageAttempt:
+def _attempt(attempt: Attempt) -> LineageAttempt:
     return LineageAttempt(
-        attempt=rollout.attempt,
-        worker=rollout.worker,
-        weight_versions=rollout.weight_versions,
-        prompt_tokens=len(rollout.prompt_ids),
-        response_tokens=len(rollout.token_ids),
-        finish_reason=rollout.finish_reason,
-        seconds=rollout.seconds,
-        reward=rollout.reward,
-        reward_detail=rollout.reward_detail,
-        text=rollout.text,
+        attempt=attempt.attempt,
+        worker=attempt.worker,
+        weight_versions=attempt.weight_versions,
+        prompt_tokens=len(attempt.prompt_ids),
+        response_tokens=attempt.tokens,
+        finish_reason=attempt.finish_reason,
+        seconds=attempt.seconds,
+        reward=attempt.reward,
+        reward_detail=attempt.reward_detail,
+        text=attempt.text,
     )

@@ -27,7 +27,7 @@ def load_reward(path: str, deadline_s: float) -> Reward:
     if name not in ("rollout", "rollouts"):
         raise PluginError(f"{path}({name}): write `{EXAMPLE}`, or `{GROUP_EXAMPLE}` to score a whole group at once")
     call = _bounded(function, deadline_s)
-    return Reward(score_group=_by_group(call)) if name == "rollouts" else Reward(_by_attempt(call))
+    return Reward(score_group=_by_group(call)) if name == "rollouts" else Reward(score_rollout=_by_attempt(call))
 
 
 def _bounded(function: Callable[..., Any], deadline_s: float) -> Callable[[Any], Awaitable[Any]]:

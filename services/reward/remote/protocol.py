@@ -4,7 +4,7 @@ import json
 from typing import Any, cast
 
 from services.reward.score import Score, ScoringFailed, read_score
-from shared.messages import Rollout
+from shared.messages import Attempt
 
 
 class Unavailable(Exception):
@@ -15,16 +15,16 @@ class Rejected(Exception):
     """The service answered that something is wrong with this batch, or answered nonsense."""
 
 
-def encode(run: str, rollout: Rollout) -> str:
+def encode(run: str, attempt: Attempt) -> str:
     """One element of `rollouts` as JSON; ScoringFailed if its label or metadata cannot be written as JSON."""
     fields = {
-        "id": f"{run}/{rollout.group_id}/{rollout.attempt}",
-        "prompt": rollout.prompt,
-        "response": rollout.text,
-        "label": rollout.label,
-        "metadata": rollout.metadata,
-        "dataset": rollout.dataset,
-        "finish_reason": rollout.finish_reason,
+        "id": f"{run}/{attempt.group_id}/{attempt.attempt}",
+        "prompt": attempt.prompt,
+        "response": attempt.text,
+        "label": attempt.label,
+        "metadata": attempt.metadata,
+        "dataset": attempt.dataset,
+        "finish_reason": attempt.finish_reason,
     }
     try:
         return json.dumps(fields, allow_nan=False)

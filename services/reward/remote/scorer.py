@@ -8,7 +8,7 @@ from services.reward.remote.breaker import Breaker
 from services.reward.remote.client import RewardClient
 from services.reward.remote.protocol import Rejected, Unavailable, encode
 from services.reward.score import Score, ScoringFailed
-from shared.messages import Rollout
+from shared.messages import Attempt
 from shared.tasks import end
 
 LINGER_S = 0.02
@@ -40,9 +40,9 @@ class RemoteScorer:
         self._proven: str | None = None
         """An attempt that was scored before: if it fails now, the service is out."""
 
-    async def score(self, rollout: Rollout) -> Score:
+    async def score(self, attempt: Attempt) -> Score:
         """The score of one attempt; ScoringFailed if the service works but gives it none."""
-        asked = Asked(encode(self._run, rollout))
+        asked = Asked(encode(self._run, attempt))
         self._waiting.append(asked)
         if len(self._waiting) >= self._batch_size:
             self._send()

@@ -19,7 +19,7 @@ from shared.service import Place, Serving
 from shared.streams import Stream
 from shared.topology import EVENTS, ROLLOUTS, Keys
 from tests.conftest import free_port, until
-from tests.services.reward.reward_cases import RUN, all_settled, attempts, counters, dead, emitted, rollout, stored
+from tests.services.reward.reward_cases import RUN, all_settled, counters, dead, emitted, rollout, send, stored
 
 FOLDER = Path(__file__).parents[3] / "examples" / "remote_reward"
 GROUPS = 100
@@ -67,12 +67,11 @@ async def test_a_server_that_dies_and_comes_back_scores_everything_once_and_noth
     worker = asyncio.create_task(serve(serving(redis, port, ready)))
     try:
         await asyncio.wait_for(ready.wait(), 30)
-        stream = attempts(redis)
-        await stream.publish(*(rollout(group, n, "it is 2") for group in range(GROUPS // 2) for n in (0, 1)))
+        await send(redis, *(rollout(group, n, "it is 2") for group in range(GROUPS // 2) for n in (0, 1)))
         await until(lambda: all_settled(redis), 20)
         server.kill()
         server.wait(10)
-        await stream.publish(*(rollout(group, n, "it is 2") for group in range(GROUPS // 2, GROUPS) for n in (0, 1)))
+        await send(redis, *(rollout(group, n, "it is 2") for group in range(GROUPS // 2, GROUPS) for n in (0, 1)))
         await until(lambda: _any(events_named(redis, "reward_outage")), 20)
         await until(lease_renewals(redis, 6), 20)  # two leases go by; what is parked stays with its worker
         server = start_server(port)

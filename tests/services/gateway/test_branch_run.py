@@ -115,7 +115,7 @@ async def test_evaluation_groups_do_not_move_the_place_in_the_data(
     await fed(redis, store, "r1", "eval")
     prompts = await fed(redis, store, "r1")
     assert [prompt.kind for prompt in prompts] == ["eval"] * 5 + ["train"] * 4
-    await ledger.emit(GroupReady(0, "eval", "held", 0, [2], [1.0], 0, 0, 0), 2)
+    await ledger.tally(GroupReady(0, "eval", "held", 0, [2], [1.0], 0, 0, 0), off_version=False)
     await ledger.drop(1, "eval", "rejected", Event(0.0, "rollout", "group_dropped", {"kind": "eval"}), (0, "held"))
     first = (await redis.xrange(keys.stream(PROMPTS)))[:2]
     await redis.xdel(keys.stream(PROMPTS), *(entry_id for entry_id, _ in first))

@@ -1,10 +1,8 @@
 """The feeder against a real Redis: admission, mixing, evaluation, fencing, restarts, states, failures."""
 
 import asyncio
-import contextlib
 import time
 from collections import Counter
-from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
@@ -12,7 +10,6 @@ from redis.asyncio import Redis
 
 from services.gateway import await_services, feed_run
 from services.gateway.dataset_store import DatasetStore
-from services.gateway.describe_run import describe_run
 from services.gateway.feed_run import open_rows
 from services.gateway.feeder import Feeder
 from services.gateway.feeder_lease import FeederLease
@@ -27,48 +24,10 @@ from shared.messages import Event
 from shared.run_settings import RunSettings
 from shared.runs import Runs, withdraw
 from shared.scripts import Ledger
-from shared.streams import Stream
 from shared.tasks import end
-from shared.topology import EVENTS, Keys
 from tests.conftest import until
+from tests.services.gateway.fed_run import KEYS, feeding, more_turns, start, state, until_released
 from tests.services.gateway.gateway_cases import LOG, add, announce_all, released, run_settings, sums
-
-KEYS = Keys("r1")
-
-
-@contextlib.asynccontextmanager
-async def feeding(redis: Redis, store: DatasetStore, lease_s: float = 6) -> AsyncIterator[None]:
-    task = asyncio.create_task(Feeder(redis, store, LOG, lease_s).feed())
-    try:
-        yield
-    finally:
-        await end(task)
-
-
-async def start(redis: Redis, store: DatasetStore, settings: RunSettings, rows: int = 100) -> Ledger:
-    """A run whose services are all there, at version 0."""
-    if "sums" not in store.names():
-        await add(store, "sums", sums(rows))
-    await Runs(redis).create(settings)
-    await announce_all(redis)
-    ledger = Ledger(redis, KEYS)
-    await ledger.advance("weight_version", 0)
-    return ledger
-
-
-async def until_released(redis: Redis, count: int) -> None:
-    async def there() -> bool:
-        return len(await released(redis)) >= count
-
-    await until(there)
-    await asyncio.sleep(0.05)  # several polls, in which a feeder that releases too much would do so
-    assert len(await released(redis)) == count
-
-
-async def state(redis: Redis, run: str = "r1") -> str:
-    record = await Runs(redis).get(run)
-    assert record is not None
-    return record.state
 
 
 async def test_nothing_is_released_until_every_role_and_the_first_version_are_there(
@@ -132,33 +91,6 @@ async def test_admission_opens_by_one_step_a_version_and_a_drop_returns_one_slot
         await until_released(redis, 4 * (max_staleness + 2) + 1)
         await ledger.advance("weight_version", 5)
         await until_released(redis, 4 * 5 + 1)  # the run trains five steps; nothing is released for a sixth
-
-
-async def test_groups_are_held_back_while_the_attempts_in_redis_take_too_much_and_it_is_told_once(
-    redis: Redis, store: DatasetStore
-) -> None:
-    settings = run_settings(rollout={"max_stored_mib": 1}, eval={"datasets": ["held"]})
-    await add(store, "held", sums(3))
-    ledger = await start(redis, store, settings)
-    await redis.hset(KEYS.counters, "stored_bytes", 2**20 + 1)
-
-    async def told() -> bool:
-        record = await Runs(redis).get("r1")
-        assert record is not None
-        return "max_stored_mib is 1" in (await describe_run(redis, record)).held_back
-
-    async with feeding(redis, store):
-        await until_released(redis, 3)  # the rows of the evaluation: training waits for its result
-        assert await told()
-        await redis.hset(KEYS.counters, "stored_bytes", 2**20)
-        await until_released(redis, 3 + 4)
-        assert not await told()
-        await redis.hset(KEYS.counters, "stored_bytes", 2**21)
-        await ledger.advance("weight_version", 1)
-        await until_released(redis, 3 + 4)
-    events = [event for _, event in await Stream[Event](redis, "r1", EVENTS).read()]
-    assert [event.event for event in events] == ["held_back"]
-    assert "sluice dead" in events[0].detail["why"]
 
 
 async def test_a_paused_dataset_gives_nothing_and_the_others_share_by_weight(redis: Redis, store: DatasetStore) -> None:
@@ -239,14 +171,18 @@ async def test_rows_that_take_longer_to_read_than_the_lease_lasts_are_released_a
 
 
 async def test_a_feeder_whose_lease_was_taken_while_it_had_nothing_to_do_lets_go(
-    redis: Redis, store: DatasetStore
+    redis: Redis, store: DatasetStore, caplog: pytest.LogCaptureFixture
 ) -> None:
     ledger = await start(redis, store, run_settings())
+
+    async def let_go() -> bool:
+        return any(record.getMessage() == "feeder_fenced_out" for record in caplog.records)
+
     async with feeding(redis, store, lease_s=0.15):
         await until_released(redis, 4)
         await redis.set(KEYS.feeder_lease, "another")
         await ledger.advance("weight_version", 1)
-        await asyncio.sleep(0.3)
+        await until(let_go)
         assert len(await released(redis)) == 4
         await redis.delete(KEYS.feeder_lease)
         await until_released(redis, 8)
@@ -297,7 +233,7 @@ async def test_a_stop_is_ended_by_the_gateway_only_when_no_trainer_is_there(
     async with feeding(redis, store):
         await until_released(redis, 4)
         await Runs(redis).move("r1", ("running",), "stopping")
-        await asyncio.sleep(0.3)
+        await more_turns(10)  # longer than a trainer may be away
         assert await state(redis) == "stopping"
         await withdraw(redis, "r1", "trainer/trainer")
 

@@ -108,7 +108,9 @@ async def test_what_it_cannot_start_with_is_one_sentence_and_exit_code_1(
         assert not (tmp_path / "other" / "api_key").exists()
 
 
-async def test_a_feeder_waits_out_an_outage_of_redis_and_goes_on_without_a_gap(tmp_path: Path) -> None:
+async def test_a_feeder_waits_out_an_outage_of_redis_and_goes_on_without_a_gap(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     port = free_port()
     command = embedded_redis.command(tmp_path / "home", port, fsync="always")
     server = start_server(command)
@@ -124,7 +126,7 @@ async def test_a_feeder_waits_out_an_outage_of_redis_and_goes_on_without_a_gap(t
         await until(lambda: has(redis, 4))
         server.kill()
         server.wait(10)
-        await asyncio.sleep(0.2)  # long enough for the feeder to meet the outage
+        await until(lambda: logged(caplog, "redis_unreachable"))
         assert not feeder.done()
         server = start_server(command)
         await ledger.advance("weight_version", 1)
@@ -139,6 +141,10 @@ async def test_a_feeder_waits_out_an_outage_of_redis_and_goes_on_without_a_gap(t
 
 def start_server(command: list[str]) -> "subprocess.Popen[bytes]":
     return subprocess.Popen(command, stdout=subprocess.DEVNULL)
+
+
+async def logged(caplog: pytest.LogCaptureFixture, event: str) -> bool:
+    return any(record.getMessage() == event for record in caplog.records)
 
 
 async def has(redis: Redis, count: int) -> bool:

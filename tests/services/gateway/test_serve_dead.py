@@ -12,7 +12,7 @@ from services.reward.attempts import Attempts
 from shared import streams
 from shared.runs import Runs
 from shared.streams import Delivery
-from tests.services.gateway.ledger.played_run import PlayedRun
+from tests.services.gateway.ledger.played_run import PlayedRun, scored
 
 DEAD = "/v1/runs/r1/dead"
 
@@ -52,7 +52,7 @@ async def test_a_plugin_that_always_raises_makes_letters_that_are_sent_again_and
     assert (listed["total"], len(listed["letters"]), listed["letters"][0]["group_id"]) == (8, 3, 3)
     assert (await counters(run))["dropped"] == 4
     shown = (await client.get(f"{DEAD}/{listed['letters'][0]['id']}")).json()
-    assert (shown["entry"]["prompt"], shown["entry"]["token_ids"], shown["hex"]) == ("3+1=", "4 numbers", "")
+    assert (shown["entry"]["prompt"], shown["entry"]["prompt_ids"], shown["hex"]) == ("3+1=", "2 numbers", "")
     assert (shown["redrivable"], shown["error"]) == (True, "ZeroDivisionError: division by zero")
     await balance(run)
 
@@ -81,13 +81,12 @@ async def test_what_does_not_decode_is_shown_in_hex_and_dies_again_when_it_is_se
     await run.redis.xadd(run.rollouts.key, {"m": b"\xc1 poison", "g": 0})
     for times in (1, 2):
         for message in await reward_worker(run).receive(10, 0.01):
-            one = message.body
-            await run.ledger.join(0, 2, one.attempt, run.codec.encode(one), {"dataset|sums": 3})
+            await run.ledger.join([scored(message)])
             await message.ack()
         (letter,) = (await client.get(DEAD)).json()["letters"]
         shown = (await client.get(f"{DEAD}/{letter['id']}")).json()
         assert (shown["entry"], shown["hex"][:5]) == (None, "c1 20")
-        assert "not a Rollout" in shown["decode_error"]
+        assert "not an Attempt" in shown["decode_error"]
         assert (await counters(run))["dropped:dead"] == 1
         if times == 1:
             assert (await client.post(f"{DEAD}/redrive", json={"all": True})).json()["groups"] == [0]
@@ -148,7 +147,7 @@ async def test_discarding_deletes_all_that_is_kept_of_a_group_and_leaves_it_drop
         await balance(run)
     after = await counters(run)
     assert (after["dropped:dead"], after["stored_bytes"]) == (3, 0)
-    assert await run.redis.exists(run.keys.group(0), run.keys.tokens(0), run.keys.dead_groups) == 0
+    assert await run.redis.exists(run.keys.group(0), run.keys.arrays(0), run.keys.tokens(0), run.keys.dead_groups) == 0
 
 
 @pytest.mark.parametrize("body", [{}, {"groups": [1], "all": True}, {"all": False}, {"group": [1]}])

@@ -9,7 +9,8 @@ import pytest
 from redis.asyncio import Redis
 
 from services.gateway.dataset_store import DatasetStore
-from shared.messages import Codec, Rollout, StepCommit, StepIntent
+from shared.joining import complete
+from shared.messages import Rollout, StepCommit, StepIntent
 from shared.runs import Runs
 from shared.scripts import Ledger
 from shared.topology import ACTIVE, QUEUE, Keys
@@ -139,10 +140,10 @@ async def test_steps_are_paged_from_any_step_and_the_last_metrics_are_those_of_t
 async def test_samples_are_those_still_kept_newest_groups_first(client: httpx.AsyncClient, redis: Redis) -> None:
     await Runs(redis).create(run_settings())
     await announce_all(redis)
-    ledger, codec = Ledger(redis, KEYS), Codec[Rollout](Rollout)
+    ledger = Ledger(redis, KEYS)
     for group_id in (3, 900):
         for attempt in (1, 0):
-            await ledger.join(group_id, 2, attempt, codec.encode(rollout(group_id, attempt)))
+            await ledger.join([complete(rollout(group_id, attempt))])
     await redis.hset(KEYS.counters, "next_group_id", 1000)
     found = (await client.get("/v1/runs/r1/samples?limit=3")).json()["samples"]
     assert [(one["group_id"], one["attempt"]) for one in found] == [(900, 0), (900, 1), (3, 0)]

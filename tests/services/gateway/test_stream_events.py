@@ -54,7 +54,7 @@ async def play_run(redis: Redis) -> None:
     await Stream[WeightVersion](redis, "r1", WEIGHTS).publish(WeightVersion(0, 0, [], "abc", {}, place))
     await redis.hset(KEYS.evaluation(0), "held-out|groups", 1)
     await redis.hset(KEYS.cursor, evaluation_field(0), "1")
-    await ledger.emit(GroupReady(0, "eval", "held-out", 0, [5], [1.0], 0, 0, 0), 5)
+    await ledger.tally(GroupReady(0, "eval", "held-out", 0, [5], [1.0], 0, 0, 0), off_version=False)
     await first_step(ledger)
     await runs.move("r1", ("queued",), "finished")
 

@@ -19,9 +19,10 @@ from services.reward.tell import teller
 from services.reward.worker import Worker
 from shared.await_redis import AwaitRedis
 from shared.logs import Log
-from shared.messages import DeadLetter, GroupReady, Rollout
+from shared.messages import Attempt, Codec, DeadLetter, GroupReady, Rollout
+from shared.rollout_parts import arrays_of
 from shared.scripts import Ledger
-from shared.streams import Delivery, Stream
+from shared.streams import Delivery, Stream, entry_of
 from shared.tasks import end
 from shared.topology import DEAD, EVENTS, GROUPS, ROLLOUTS, Keys
 
@@ -53,6 +54,21 @@ def rollout(group_id: int, attempt: int, text: str = "2", size: int = 2, **field
         seconds=0.1,
     )
     return replace(one, **fields)
+
+
+async def send(redis: Redis, *rollouts: Rollout, forward: str = "f1") -> None:
+    """Put attempts where the forward of their groups puts them; those of one group, and copies, may come one by one."""
+    keys, codec = Keys(RUN), Codec[Attempt](Attempt)
+    arrays = [arrays_of(one) for one in rollouts]
+    async with redis.pipeline(transaction=True) as pipe:
+        for one, data in zip(rollouts, arrays, strict=True):
+            pipe.hsetnx(keys.arrays(one.group_id), str(one.attempt), data)
+        fresh = await pipe.execute()
+        for one in rollouts:
+            pipe.hsetnx(keys.arrays(one.group_id), "of", forward)
+            pipe.xadd(keys.stream(ROLLOUTS), {"f": forward, **entry_of(codec, one)})
+        pipe.hincrby(keys.counters, "stored_bytes", sum(len(d) for d, new in zip(arrays, fresh, strict=True) if new))
+        await pipe.execute()
 
 
 def attempts(redis: Redis, consumer: str = "worker", lease_s: float = 30, max_deliveries: int = 5) -> Attempts:
@@ -87,8 +103,8 @@ async def emitted(redis: Redis) -> list[GroupReady]:
     return [group for _, group in await stream.read(count=10_000)]
 
 
-async def stored(redis: Redis, group_id: int) -> list[Rollout]:
-    return (await group_join(redis).read([group_id])).get(group_id, [])
+async def stored(redis: Redis, group_id: int) -> list[Attempt]:
+    return list((await group_join(redis).read([group_id])).get(group_id, []))
 
 
 async def dead(redis: Redis) -> list[DeadLetter]:

@@ -19,10 +19,8 @@ from shared.redis_connection import connect_checked
 from shared.run_settings import RunSettings
 from shared.runs import RunRecord, Runs, State, present
 from shared.service import Place, Serving
-from shared.streams import Stream
-from shared.topology import ROLLOUTS
 from tests.conftest import free_port, until
-from tests.services.reward.reward_cases import LOG, RUN, all_settled, attempts, emitted, rollout, working
+from tests.services.reward.reward_cases import LOG, RUN, all_settled, attempts, emitted, rollout, send, working
 
 
 def settings(**reward: Any) -> RunSettings:
@@ -62,10 +60,10 @@ async def test_a_filter_that_does_not_exist_rejects_the_run(redis: Redis) -> Non
 
 @pytest.mark.parametrize("kind", ["exact_match", "contains", "math"])
 async def test_each_built_in_reward_serves_a_run(redis: Redis, kind: str) -> None:
-    ready, stream = asyncio.Event(), attempts(redis)
+    ready = asyncio.Event()
     task = asyncio.create_task(serve(serving(redis, settings(type=kind), ready)))
     await asyncio.wait_for(ready.wait(), 30)
-    await stream.publish(rollout(0, 0, "2"), rollout(0, 1, "3"))
+    await send(redis, rollout(0, 0, "2"), rollout(0, 1, "3"))
     await until(lambda: all_settled(redis))
     task.cancel()
     await asyncio.wait({task})
@@ -83,8 +81,7 @@ async def test_the_program_serves_the_active_run_and_stops_on_sigterm(redis: Red
         return bool(await present(redis, RUN, "reward"))
 
     await until(is_ready, deadline_s=30)
-    stream = attempts(redis)
-    await stream.publish(rollout(0, 0), rollout(0, 1))
+    await send(redis, rollout(0, 0), rollout(0, 1))
     await until(lambda: all_settled(redis))
     program.send_signal(signal.SIGTERM)
     assert program.wait(10) == 0
@@ -98,9 +95,8 @@ async def test_a_redis_that_is_killed_and_comes_back_loses_nothing(tmp_path: Pat
     server = start(command)
     try:
         redis, sender = await connect_checked(url, 10), await connect_checked(url, 10)
-        stream: Stream[Any] = Stream(sender, RUN, ROLLOUTS)
         async with working(attempts(redis)):
-            await stream.publish(*(rollout(group, attempt) for group in range(150) for attempt in (0, 1)))
+            await send(sender, *(rollout(group, attempt) for group in range(150) for attempt in (0, 1)))
 
             async def some_are_emitted() -> bool:
                 return bool(await emitted(sender))
@@ -110,7 +106,7 @@ async def test_a_redis_that_is_killed_and_comes_back_loses_nothing(tmp_path: Pat
             server.wait(10)
             server = start(command)
             await (await connect_checked(url, 10)).aclose()
-            await stream.publish(*(rollout(group, attempt) for group in range(150, 200) for attempt in (0, 1)))
+            await send(sender, *(rollout(group, attempt) for group in range(150, 200) for attempt in (0, 1)))
             await until(lambda: all_settled(sender), deadline_s=20)
         assert sorted(group.group_id for group in await emitted(sender)) == list(range(200))
         await redis.aclose()

@@ -10,7 +10,9 @@ from services.rollout import demonstration_loop
 from services.rollout.demonstration import demonstrate, ready
 from services.rollout.demonstration_loop import DemonstrationLoop
 from shared.await_redis import AwaitRedis
-from shared.messages import Codec, GroupReady, Prompt, Rollout
+from shared.joining import complete
+from shared.messages import GroupReady, Prompt
+from shared.rollout_parts import join_parts
 from shared.scripts import Ledger
 from shared.streams import Stream
 from shared.tasks import end
@@ -50,9 +52,10 @@ async def test_every_row_becomes_a_ready_group_whose_payload_is_in_its_hash(redi
         await until(lambda: _is_spent(redis))
     groups = [group for _, group in await Stream[GroupReady](redis, RUN, GROUPS).read(count=1000)]
     assert sorted(group.group_id for group in groups) == list(range(600))
-    codec: Codec[Rollout] = Codec(Rollout)
-    payload = await redis.hgetall(Keys(RUN).group(17))
-    assert codec.decode(payload[b"0"]).prompt_ids.tolist() == tokenizer.encode("17+1=")
+    keys = Keys(RUN)
+    rollout = join_parts(await redis.hget(keys.group(17), "0"), await redis.hget(keys.arrays(17), "0"))
+    assert rollout.prompt_ids.tolist() == tokenizer.encode("17+1=")
+    assert rollout.token_ids.tolist() == [*tokenizer.encode("2"), tokenizer.eos_id]
     counters = await ledger.counters()
     assert (counters["emitted"], counters["generated_tokens"]) == (600, 1200)
 
@@ -60,10 +63,8 @@ async def test_every_row_becomes_a_ready_group_whose_payload_is_in_its_hash(redi
 async def test_a_row_that_was_joined_or_settled_before_a_crash_is_emitted_once(redis, tokenizer, log):
     ledger, prompts = Ledger(redis, Keys(RUN)), Stream[Prompt](redis, RUN, PROMPTS)
     joined, settled = demonstrate([row(0), row(1)], tokenizer, "dead")
-    codec: Codec[Rollout] = Codec(Rollout)
-    await ledger.join(0, 1, 0, codec.encode(joined))
-    await ledger.join(1, 1, 0, codec.encode(settled))
-    await ledger.emit(ready(settled), 2)
+    await ledger.join([complete(joined), complete(settled)])
+    await ledger.emit((ready(settled), 2))
     await prompts.publish(row(0), row(1))
     async with working(redis, tokenizer, log):
         await until(lambda: _is_spent(redis))

@@ -19,6 +19,7 @@ from redis.asyncio import Redis
 
 from services.rollout.launch_engine import check_port
 from services.trainer.publish_weights import Deadlines, PublishReport, WeightPublisher
+from services.trainer.step_ledger import StepLedger
 from services.trainer.tiny_model import TinyShape, write_tiny_model
 from shared.enrolment import read_parts
 from shared.logs import Log
@@ -45,7 +46,7 @@ class Policy:
         self.model = AutoModelForCausalLM.from_pretrained(real.model, dtype=torch.float32).eval()
         self.version, self.kept = version, dict[int, dict[str, torch.Tensor]]()
         deadlines = Deadlines(enrol_s=10, update_s=30, first_engine_s=START_S)
-        self.publisher = WeightPublisher(redis, real.run, "127.0.0.1", Log("trainer"), deadlines=deadlines)
+        self.publisher = WeightPublisher(StepLedger(redis, real.run), "127.0.0.1", Log("trainer"), deadlines=deadlines)
         self._joiners = asyncio.create_task(self.publisher.serve_joiners())
 
     async def publish(self) -> PublishReport:

@@ -36,8 +36,9 @@ def prompt(group_id, kind="train", pinned=None):
 
 def rollout(prompt, attempt, worker="w"):
     ids, numbers = np.asarray([1, 2], np.int32), np.zeros(2, np.float32)
-    fields = (prompt.group_id, attempt, 2, prompt.kind, "sums", prompt.row, prompt.prompt, None, {})
-    return Rollout(*fields, ids, ids, numbers, [(1, 2)], [(0, 2)], "stop", "2", worker, 0.1)
+    fields = (prompt.group_id, attempt, 2, prompt.kind, "sums", prompt.row, prompt.prompt, None, {}, ids)
+    made = ([(1, 2)], [(0, 2)], "stop", "2", worker, 0.1, prompt.pinned_version)
+    return Rollout(*fields, *made, token_ids=ids, logprobs=numbers)
 
 
 async def make_at_once(prompt):
@@ -52,8 +53,8 @@ def prompts_of(redis, consumer="w", lease_s=30.0, max_deliveries=5) -> Stream[Pr
 async def working(redis, log, make_group, stream=None, concurrency=4, deadline_s=10.0):
     prompts = stream or prompts_of(redis)
     ledger = Ledger(redis, Keys(RUN))
-    limits, rollouts = Limits(concurrency, deadline_s), Stream(redis, RUN, ROLLOUTS)
-    loop = GenerationLoop(prompts, rollouts, ledger, make_group, log, limits, AwaitRedis(log, RUN))
+    limits = Limits(concurrency, deadline_s)
+    loop = GenerationLoop(prompts, ledger, make_group, log, limits, AwaitRedis(log, RUN))
     task = asyncio.create_task(loop.run())
     try:
         yield task
@@ -302,7 +303,6 @@ async def test_what_was_kept_of_a_group_is_forgotten_in_the_moment_in_which_it_i
     await prompts_of(redis).publish(prompt(7))
     loop = GenerationLoop(
         prompts_of(redis),
-        Stream(redis, RUN, ROLLOUTS),
         Ledger(redis, Keys(RUN)),
         make_at_once,
         log,

@@ -23,6 +23,7 @@ from services.rollout.sampler import Sampler
 from services.trainer.tiny_model import write_tiny_model
 from shared.await_redis import AwaitRedis
 from shared.messages import Prompt, Rollout, expand
+from shared.rollout_parts import join_parts
 from shared.run_settings import EngineSettings, ModelSettings, RunSettings
 from shared.runs import Runs
 from shared.scripts import Ledger
@@ -37,7 +38,7 @@ pytestmark = pytest.mark.slow
 
 RUN, KEYS = "r1", Keys("r1")
 LONG, CHUNK = 900, 64
-FEW, MANY = 4, 12
+MANY = 12
 """Attempts of which some still grow after two or three chunks; each ends by chance, at any token."""
 TEXT = "What is 12 + 30?"
 
@@ -189,7 +190,7 @@ async def test_a_worker_process_is_killed_and_another_continues_its_attempts(
     redis, redis_url, control, router, model, tmp_path
 ):
     await start_run(redis, model)
-    await Stream[Prompt](redis, RUN, PROMPTS).publish(prompt(FEW))
+    await Stream[Prompt](redis, RUN, PROMPTS).publish(prompt(MANY))
     first = start_worker(redis_url, router, tmp_path / "first.log")
     try:
         await until(has_stored(redis, 2 * CHUNK), 90)
@@ -204,8 +205,8 @@ async def test_a_worker_process_is_killed_and_another_continues_its_attempts(
             assert second.wait(20) == 0
     finally:
         first.kill()
-    rollouts = [rollout for _, rollout in await Stream[Rollout](redis, RUN, ROLLOUTS).read()]
-    assert [rollout.attempt for rollout in rollouts] == list(range(FEW))
+    rollouts = await forwarded(redis)
+    assert [rollout.attempt for rollout in rollouts] == list(range(MANY))
     for rollout in rollouts:
         check(model, rollout)
         kept = len(before[rollout.attempt])
@@ -216,13 +217,22 @@ async def test_a_worker_process_is_killed_and_another_continues_its_attempts(
     assert resumed["tokens"] == sum(len(tokens) for tokens in before.values())
 
 
+async def forwarded(redis) -> list[Rollout]:
+    """The attempts on the stream, each with its arrays."""
+    entries = [fields for _, fields in await redis.xrange(KEYS.stream(ROLLOUTS))]
+    arrays = await redis.hgetall(KEYS.arrays(7))
+    assert {fields[b"f"] for fields in entries} == {arrays.pop(b"of")}
+    assert len(arrays) == len(entries)
+    return [join_parts(fields[b"m"], arrays[b"%d" % number]) for number, fields in enumerate(entries)]
+
+
 async def start_run(redis, model):
     sampling = {"max_new_tokens": LONG, "temperature": 0.8}
     settings = {
         "name": RUN,
         "model": {"path": str(model)},
         "data": {"datasets": [{"name": "sums"}]},
-        "rollout": {"group_size": FEW, "partial_tokens": CHUNK, "sampling": sampling},
+        "rollout": {"group_size": MANY, "partial_tokens": CHUNK, "sampling": sampling},
         "trainer": {"steps": 1},
         "delivery": {"lease_s": 1},
     }
@@ -244,4 +254,4 @@ def start_worker(redis_url, router_url, log) -> "subprocess.Popen[bytes]":
 
 
 async def _is_spent(redis):
-    return await redis.xlen(KEYS.stream(PROMPTS)) == 0 and await redis.xlen(KEYS.stream(ROLLOUTS)) == 4
+    return await redis.xlen(KEYS.stream(PROMPTS)) == 0 and await redis.xlen(KEYS.stream(ROLLOUTS)) == MANY

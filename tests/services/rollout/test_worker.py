@@ -13,7 +13,7 @@ import pytest
 from services.rollout.worker import serve
 from services.trainer.tiny_model import write_tiny_model
 from shared.deployment import Deployment
-from shared.messages import Prompt, Rollout
+from shared.messages import Attempt, Prompt
 from shared.run_settings import RunSettings
 from shared.runs import Runs, present
 from shared.service import Place, follow_runs
@@ -86,7 +86,7 @@ async def test_the_groups_of_a_killed_worker_are_generated_by_another_and_each_a
         await until(lambda: _is_spent(redis), 30)
         second.send_signal(signal.SIGTERM)
         assert await second.wait() == 0
-    made = Counter((r.group_id, r.attempt) for _, r in await Stream[Rollout](redis, RUN, ROLLOUTS).read(count=1000))
+    made = Counter((r.group_id, r.attempt) for _, r in await Stream[Attempt](redis, RUN, ROLLOUTS).read(count=1000))
     assert sorted(made) == [(n, attempt) for n in range(24) for attempt in range(4)]
     assert set(made.values()) == {1}
 
@@ -111,7 +111,7 @@ async def test_a_worker_that_is_told_to_stop_finishes_its_groups_and_takes_no_mo
         worker.send_signal(signal.SIGTERM)
         asyncio.get_running_loop().call_later(1, held.set)
         assert await worker.wait() == 0
-    made = [r.group_id for _, r in await Stream[Rollout](redis, RUN, ROLLOUTS).read()]
+    made = [r.group_id for _, r in await Stream[Attempt](redis, RUN, ROLLOUTS).read()]
     assert sorted(set(made)) == [0, 1, 2, 3]
     assert await redis.xlen(Keys(RUN).stream(PROMPTS)) == 2
     assert await present(redis, RUN, "rollout") == []

@@ -13,6 +13,7 @@ from redis.asyncio import Redis
 from safetensors.torch import load_file
 
 from services.trainer.serve_run import train_run
+from services.trainer.step_ledger import StepLedger
 from shared.accounts import undecided
 from shared.messages import StepCommit, StepIntent
 from shared.runs import Runs
@@ -43,8 +44,8 @@ class Bench:
         record = await Runs(self.redis).get("r1") or await start_run(self.redis, self.settings)
         await train_run(serving(self.redis, record, self.home), self._open)
 
-    def _open(self, serving: Serving) -> NotedVersions:
-        self.noted.append(NotedVersions(serving))
+    def _open(self, serving: Serving, ledger: StepLedger) -> NotedVersions:
+        self.noted.append(NotedVersions(serving, ledger))
         return self.noted[-1]
 
     async def records(self) -> list[Any]:

@@ -10,11 +10,12 @@ import numpy as np
 import torch
 from redis.asyncio import Redis
 
+from services.trainer.step_ledger import StepLedger
 from services.trainer.tiny_model import TinyShape, write_tiny_model
-from shared.accounts import margins
 from shared.deployment import Deployment
+from shared.joining import complete
 from shared.logs import Log
-from shared.messages import Codec, GroupReady, Rollout
+from shared.messages import GroupReady, Rollout
 from shared.run_settings import RunSettings
 from shared.runs import RunRecord, Runs
 from shared.scripts import Ledger
@@ -69,24 +70,23 @@ def rollouts(group_id: int, kind: str = "rl") -> tuple[Rollout, ...]:
 
 async def feed(redis: Redis, run: str, group_ids: Iterable[int], kind: str = "rl", version: int = 0) -> None:
     """Store the groups' payloads and emit them, as the reward worker does."""
-    ledger, codec = Ledger(redis, Keys(run)), Codec[Rollout](Rollout)
+    ledger = Ledger(redis, Keys(run))
     for group_id in group_ids:
         await ledger.advance("next_group_id", group_id + 1)
         attempts = rollouts(group_id, kind)
-        for rollout in attempts:
-            await ledger.join(group_id, len(attempts), rollout.attempt, codec.encode(rollout), margins(rollout))
+        await ledger.join([complete(rollout) for rollout in attempts])
         lengths = [len(r.prompt_ids) + len(r.token_ids) for r in attempts]
         rewards = [r.reward or 0.0 for r in attempts]
-        await ledger.emit(
-            GroupReady(group_id, attempts[0].kind, "sums", group_id, lengths, rewards, version, version), sum(lengths)
-        )
+        kind = attempts[0].kind
+        ready = GroupReady(group_id, kind, "sums", group_id, lengths, rewards, version, version)
+        await ledger.emit((ready, sum(lengths)))
 
 
 class NotedVersions:
     """Stands where engines are told of versions: keeps a copy of each and moves the counter."""
 
-    def __init__(self, serving: Serving) -> None:
-        self._ledger = Ledger(serving.redis, Keys(serving.run))
+    def __init__(self, _: Serving, ledger: StepLedger) -> None:
+        self._ledger = ledger
         self.published: dict[int, dict[str, torch.Tensor]] = {}
 
     def stage(self, version: int, step: int, named_tensors: Iterable[tuple[str, torch.Tensor]]) -> Any:
@@ -96,7 +96,7 @@ class NotedVersions:
     async def publish(self, staged: Any) -> None:
         version, tensors = staged
         self.published[version] = tensors
-        await self._ledger.advance("weight_version", version)
+        await self._ledger.served(version)
 
     async def serve_joiners(self) -> None:
         await asyncio.get_running_loop().create_future()

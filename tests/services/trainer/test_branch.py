@@ -16,6 +16,7 @@ from services.trainer.reach_step import Recordings
 from services.trainer.recorded_run import owner_of
 from services.trainer.replay_steps import replay
 from services.trainer.serve_run import train_run
+from services.trainer.step_ledger import StepLedger
 from shared.errors import RunRejected
 from shared.logs import Log
 from shared.run_settings import RunSettings
@@ -58,8 +59,8 @@ class Branches:
         await feed(self.redis, record.run, group_ids, record.settings.kind)
         await train_run(serving(self.redis, record, self.home), self._open)
 
-    def _open(self, serving: Serving) -> NotedVersions:
-        self.noted[serving.run] = NotedVersions(serving)
+    def _open(self, serving: Serving, ledger: StepLedger) -> NotedVersions:
+        self.noted[serving.run] = NotedVersions(serving, ledger)
         return self.noted[serving.run]
 
     def weights(self, record: RunRecord, step: int) -> dict[str, torch.Tensor]:

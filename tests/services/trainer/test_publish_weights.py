@@ -14,7 +14,9 @@ from redis.exceptions import ConnectionError
 
 from services.trainer.gather_engines import Engines
 from services.trainer.publish_weights import Deadlines, WeightPublisher
+from services.trainer.step_ledger import StepLedger
 from services.trainer.weight_buckets import checksum
+from shared.errors import FencedOut
 from shared.logs import Log
 from shared.messages import Event, WeightVersion
 from shared.scripts import Ledger
@@ -45,7 +47,7 @@ async def publisher(redis: Redis) -> AsyncIterator[WeightPublisher]:
 
 def publish_to(redis: Redis, **deadlines: float) -> WeightPublisher:
     waits = Deadlines(**{"enrol_s": 5, "update_s": 5, "first_engine_s": 5, **deadlines})
-    return WeightPublisher(redis, RUN, "127.0.0.1", Log("trainer"), bucket_mib=1, deadlines=waits)
+    return WeightPublisher(StepLedger(redis, RUN), "127.0.0.1", Log("trainer"), bucket_mib=1, deadlines=waits)
 
 
 @contextlib.asynccontextmanager
@@ -227,6 +229,28 @@ async def test_an_engine_takes_a_version_again_that_was_trained_again_and_an_old
             report = await publisher.publish(publisher.stage(version, version, weights(seed)))
             assert report.done == ("one",)
             assert checksum(engine.received[version]) == report.checksum
+
+
+async def test_a_trainer_that_was_replaced_offers_engines_nothing_and_opens_no_admission(
+    redis: Redis, publisher: WeightPublisher
+) -> None:
+    engine, stream = ReceivingEngine(redis, RUN, "one"), Stream[WeightVersion](redis, RUN, WEIGHTS)
+    async with living(engine):
+        await publisher.publish(publisher.stage(0, 0, weights(0)))
+        await StepLedger(redis, RUN).take_over()
+        with pytest.raises(FencedOut, match="another trainer took this run over"):
+            await publisher.publish(publisher.stage(1, 1, weights(1)))
+        assert [version.version for _, version in await stream.read()] == [0]
+        assert (await Ledger(redis, Keys(RUN)).counters())["weight_version"] == 0
+        assert sorted(engine.received) == [0]
+
+
+async def test_a_trainer_that_was_replaced_serves_no_joiner(redis: Redis, publisher: WeightPublisher) -> None:
+    await publisher.publish(publisher.stage(3, 3, weights(3)))
+    await StepLedger(redis, RUN).take_over()
+    async with living(ReceivingEngine(redis, RUN, "late")):
+        with pytest.raises(FencedOut):
+            await asyncio.wait_for(publisher.serve_joiners(), 10)
 
 
 async def _has(engine: ReceivingEngine, version: int) -> bool:

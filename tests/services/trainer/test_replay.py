@@ -20,6 +20,7 @@ from services.trainer.serve_run import train_run
 from shared.errors import RunRejected, SettingsError
 from shared.logs import Log
 from shared.messages import Codec, Rollout
+from shared.rollout_parts import arrays_of, encoded_whole
 from shared.run_settings import RunSettings
 from shared.settings import Tree
 from shared.topology import Keys
@@ -122,12 +123,14 @@ async def test_a_tampered_payload_in_redis_differs_and_an_undecodable_one_is_nam
     redis: Redis, tmp_path: Path
 ) -> None:
     await recorded(redis, tmp_path)
-    key = Keys("r1").group(7)
-    payload = await redis.hget(key, "1")
-    assert payload is not None
-    await redis.hset(key, "1", _with_other_tokens(payload))  # pyright: ignore
+    group, arrays = Keys("r1").group(7), Keys("r1").arrays(7)
+    attempt, data = await redis.hget(group, "1"), await redis.hget(arrays, "1")
+    assert attempt is not None
+    assert data is not None
+    changed = Codec(Rollout).decode(_with_other_tokens(encoded_whole(attempt, data)))  # pyright: ignore
+    await redis.hset(arrays, "1", arrays_of(changed))  # pyright: ignore
     assert "kl" in (await replayed(redis, tmp_path, 3, 3))[0].differs
-    await redis.hset(key, "1", b"nothing of the kind")  # pyright: ignore
+    await redis.hset(group, "1", b"nothing of the kind")  # pyright: ignore
     with pytest.raises(RunRejected, match="group 7 cannot be trained"):
         await replayed(redis, tmp_path, 3, 3)
 

@@ -54,7 +54,7 @@ class Rollback:
         monkeypatch.setattr(StepLedger, name, watched)
 
     async def _write(self, ledger: StepLedger, intent: StepIntent, *args: Any) -> None:
-        redis = ledger._redis  # pyright: ignore[reportPrivateUsage]
+        redis = ledger.redis
         await self._original(ledger, intent, *args)
         if intent.step == self._begin and not self._saved:
             self._saved = await snapshot(redis)

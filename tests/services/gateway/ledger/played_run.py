@@ -7,8 +7,8 @@ import numpy as np
 from redis.asyncio import Redis
 
 from services.gateway.feeder_lease import FeederLease
-from shared.accounts import margins
-from shared.messages import Codec, Event, GroupReady, Prompt, Rollout, StepCommit, StepIntent
+from shared.joining import ScoredAttempt
+from shared.messages import Attempt, Event, GroupReady, Prompt, Rollout, StepCommit, StepIntent
 from shared.runs import RunRecord, Runs
 from shared.scripts import Ledger
 from shared.streams import Message, Stream
@@ -43,6 +43,11 @@ def rollout(prompt: Prompt, attempt: int, tokens: int = 3, version: int = 0, wor
     )
 
 
+def scored(message: Message[Attempt]) -> ScoredAttempt:
+    """The attempt as it was made, reward included."""
+    return ScoredAttempt(message.body, message.fields[b"f"], message.fields[b"m"])
+
+
 class PlayedRun:
     """One run and the hands of all its services."""
 
@@ -51,9 +56,8 @@ class PlayedRun:
         self.ledger = Ledger(redis, self.keys)
         self.lease = FeederLease(redis, self.keys)
         self.prompts: Stream[Prompt] = Stream(redis, record.run, PROMPTS, "w0")
-        self.rollouts: Stream[Rollout] = Stream(redis, record.run, ROLLOUTS, "r0")
+        self.rollouts: Stream[Attempt] = Stream(redis, record.run, ROLLOUTS, "r0")
         self.ready: Stream[GroupReady] = Stream(redis, record.run, GROUPS, "trainer")
-        self.codec: Codec[Rollout] = Codec(Rollout)
         self.epoch = 0
 
     @classmethod
@@ -91,25 +95,25 @@ class PlayedRun:
         messages = await self.prompts.receive(count, 0.01)
         for message in messages:
             attempts = [rollout(message.body, n, 3 + n, worker=f"w{n}") for n in range(message.body.group_size)]
-            await message.forward(self.rollouts, *attempts)
+            await self.ledger.forward(message, attempts)
         return [message.body for message in messages]
 
-    async def score(self, count: int) -> list[Message[Rollout]]:
+    async def score(self, count: int) -> list[Message[Attempt]]:
         """So many attempts are scored, their groups emitted when they are complete."""
         messages = await self.rollouts.receive(count, 0.01)
         for message in messages:
-            one = message.body
-            state = await self.ledger.join(
-                one.group_id, one.group_size, one.attempt, self.codec.encode(one), margins(one)
-            )
-            if state == "complete":
-                await self.emit(one)
+            (joined,) = await self.ledger.join([scored(message)])
+            if joined.state == "complete":
+                await self.emit(message.body)
             await message.ack()
         return messages
 
-    async def emit(self, one: Rollout) -> None:
+    async def emit(self, one: Attempt) -> None:
         ready = GroupReady(one.group_id, one.kind, one.dataset, one.row, [5, 6], [0.5, 0.5], 0, 0, one.pinned_version)
-        await self.ledger.emit(ready, 7)
+        if one.kind == "eval":
+            await self.ledger.tally(ready, off_version=False)
+        else:
+            await self.ledger.emit((ready, 7))
 
     async def intend(self, step: int, count: int) -> StepIntent:
         groups = await self.ready.receive(count, 0.01)

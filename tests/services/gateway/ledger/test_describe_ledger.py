@@ -127,7 +127,8 @@ HARMS: dict[str, tuple[Harm, str]] = {
         lambda r: r.redis.hincrby(r.keys.tokens(8), "worker|w1", 1),
         "tokens of worker w1: 20 are undecided, but groups have 21",
     ),
-    "an attempt": (lambda r: r.redis.hset(r.keys.group(8), "0", b"\xc1"), "group 8: attempt 0 is not a Rollout"),
+    "an attempt": (lambda r: r.redis.hset(r.keys.group(8), "0", b"\xc1"), "group 8: attempt 0 is not an Attempt"),
+    "arrays": (lambda r: r.redis.hdel(r.keys.arrays(8), "0"), "group 8: attempt 0 has 3 tokens, and arrays of 0 bytes"),
     "an attempt less": (lambda r: r.redis.hdel(r.keys.group(5), "0"), "group 5: its attempts have 4 tokens, but 7"),
 }
 
@@ -192,7 +193,7 @@ async def test_the_ledger_of_a_live_run_balances_at_every_moment(run: PlayedRun)
                 intent = await run.intend(step, 4)
                 await run.commit(intent)
                 if step % 3 == 0:
-                    await run.ledger.forget(intent.group_ids)
+                    await run.ledger.forget(run.epoch, intent.group_ids)
 
     playing = asyncio.create_task(play())
     seen = list[LedgerAnswer]()

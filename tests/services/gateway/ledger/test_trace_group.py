@@ -78,7 +78,7 @@ async def test_attempts_that_have_left_redis_come_from_the_archive_or_are_told_t
     client: httpx.AsyncClient, run: PlayedRun, parts: Parts
 ) -> None:
     kept = await run.redis.hgetall(run.keys.group(3))
-    await run.ledger.forget([0, 1, 2, 3])
+    await run.ledger.forget(run.epoch, [0, 1, 2, 3])
     gone = await lineage(client, 3)
     assert (gone["state"], gone["attempts"], gone["source"], gone["step"]) == ("trained", [], "none", 1)
     assert "left Redis" in gone["note"]

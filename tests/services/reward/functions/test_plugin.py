@@ -27,12 +27,13 @@ def load(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.Fixtur
 
 async def test_a_plugin_scores_an_attempt(load) -> None:
     reward = load("async def score(rollout):\n    return {'score': len(rollout.text), 'by': 'me'}\n")
-    assert await reward.score(rollout(0, 0, "abc")) == Score(3.0, {"by": "me"})
+    assert await reward.score_rollout(rollout(0, 0, "abc")) == Score(3.0, {"by": "me"})
 
 
 async def test_a_parameter_named_rollouts_takes_the_whole_group(load) -> None:
     reward = load("async def score(rollouts):\n    return [one.attempt for one in rollouts]\n")
     assert reward.score is None
+    assert reward.score_rollout is None
     assert await reward.score_group([rollout(0, 0), rollout(0, 1)]) == [Score(0.0), Score(1.0)]
 
 
@@ -62,4 +63,4 @@ def test_a_plugin_that_cannot_work_is_refused_before_the_run(load, code: str, sa
 async def test_a_plugin_has_a_deadline(load) -> None:
     reward = load("import asyncio\nasync def score(rollout):\n    await asyncio.sleep(60)\n", deadline_s=0.05)
     with pytest.raises(ScoringFailed, match=r"longer than reward.deadline_s = 0.05 s"):
-        await reward.score(rollout(0, 0))
+        await reward.score_rollout(rollout(0, 0))
