@@ -68,4 +68,5 @@ def _sample(rollout: Rollout) -> Sample:
         prompt_tokens=len(rollout.prompt_ids),
         response_tokens=len(rollout.token_ids),
         worker=rollout.worker,
+        preference=rollout.preference,
     )

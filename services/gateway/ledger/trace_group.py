@@ -179,4 +179,5 @@ def _attempt(rollout: Rollout) -> LineageAttempt:
         reward=rollout.reward,
         reward_detail=rollout.reward_detail,
         text=rollout.text,
+        preference=rollout.preference,
     )
