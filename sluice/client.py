@@ -67,7 +67,8 @@ class Client:
 
         Args:
             parameters: format ("jsonl" or "parquet"; by the file's name if not given), prompt_key, label_key,
-                metadata_key, chosen_key, rejected_key; replace="true" takes the place of a dataset of that name, once the upload is complete.
+                metadata_key, chosen_key, rejected_key; replace="true" takes the place of a dataset of that name, once
+                the upload is complete.
 
         Raises:
             GatewayError: 409 if the name is taken, 422 with the malformed lines; then nothing is stored.

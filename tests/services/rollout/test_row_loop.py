@@ -1,14 +1,16 @@
-"""The sft loop against a real Redis: every row becomes one ready group, once."""
+"""The loop over written answers against a real Redis: every row becomes one ready group, once."""
 
 import asyncio
 import contextlib
-import functools
 
 import pytest
 
-from services.rollout import demonstration_loop
-from services.rollout.demonstration import demonstrate, ready
-from services.rollout.demonstration_loop import DemonstrationLoop
+from services.rollout import row_loop
+from services.rollout.demonstration import read_demonstration
+from services.rollout.preference import read_preference
+from services.rollout.row_loop import RowLoop
+from services.rollout.written_rollout import RowReader, ready
+from shared.accounts import margins
 from shared.await_redis import AwaitRedis
 from shared.messages import Codec, GroupReady, Prompt, Rollout
 from shared.scripts import Ledger
@@ -18,23 +20,28 @@ from shared.topology import GROUPS, PROMPTS, Keys
 from tests.conftest import until
 
 RUN = "r1"
+CODEC: Codec[Rollout] = Codec(Rollout)
 
 
 @pytest.fixture(autouse=True)
 def short_reads(monkeypatch):
-    monkeypatch.setattr(demonstration_loop, "BLOCK_S", 0.05)
+    monkeypatch.setattr(row_loop, "BLOCK_S", 0.05)
 
 
 def row(group_id, label="2"):
     return Prompt(group_id, "sft", "sums", group_id, f"{group_id}+1=", 1, label)
 
 
+def pair(group_id, rejected: str | None = "33"):
+    return Prompt(group_id, "dpo", "sums", group_id, f"{group_id}+1=", 2, chosen="2", rejected=rejected)
+
+
 @contextlib.asynccontextmanager
-async def working(redis, tokenizer, log):
-    make = functools.partial(demonstrate, tokenizer=tokenizer, worker="w")
+async def working(redis, tokenizer, log, read=read_demonstration):
+    reader = RowReader(read, tokenizer, "w")
     prompts: Stream[Prompt] = Stream(redis, RUN, PROMPTS, "w")
     task = asyncio.create_task(
-        DemonstrationLoop(prompts, Ledger(redis, Keys(RUN)), make, log, AwaitRedis(log, RUN)).run()
+        RowLoop(prompts, Ledger(redis, Keys(RUN)), reader.attempts, log, AwaitRedis(log, RUN)).run()
     )
     try:
         yield
@@ -50,20 +57,18 @@ async def test_every_row_becomes_a_ready_group_whose_payload_is_in_its_hash(redi
         await until(lambda: _is_spent(redis))
     groups = [group for _, group in await Stream[GroupReady](redis, RUN, GROUPS).read(count=1000)]
     assert sorted(group.group_id for group in groups) == list(range(600))
-    codec: Codec[Rollout] = Codec(Rollout)
     payload = await redis.hgetall(Keys(RUN).group(17))
-    assert codec.decode(payload[b"0"]).prompt_ids.tolist() == tokenizer.encode("17+1=")
+    assert CODEC.decode(payload[b"0"]).prompt_ids.tolist() == tokenizer.encode("17+1=")
     counters = await ledger.counters()
     assert (counters["emitted"], counters["generated_tokens"]) == (600, 1200)
 
 
 async def test_a_row_that_was_joined_or_settled_before_a_crash_is_emitted_once(redis, tokenizer, log):
     ledger, prompts = Ledger(redis, Keys(RUN)), Stream[Prompt](redis, RUN, PROMPTS)
-    joined, settled = demonstrate([row(0), row(1)], tokenizer, "dead")
-    codec: Codec[Rollout] = Codec(Rollout)
-    await ledger.join(0, 1, 0, codec.encode(joined))
-    await ledger.join(1, 1, 0, codec.encode(settled))
-    await ledger.emit(ready(settled), 2)
+    (joined,), (settled,) = RowReader(read_demonstration, tokenizer, "dead").attempts([row(0), row(1)])
+    await ledger.join(0, 1, 0, CODEC.encode(joined))
+    await ledger.join(1, 1, 0, CODEC.encode(settled))
+    await ledger.emit(ready([settled]), 2)
     await prompts.publish(row(0), row(1))
     async with working(redis, tokenizer, log):
         await until(lambda: _is_spent(redis))
@@ -77,6 +82,42 @@ async def test_a_row_without_an_answer_is_dropped_and_the_others_go_on(redis, to
         await until(lambda: _is_spent(redis))
     counters = await Ledger(redis, Keys(RUN)).counters()
     assert (counters["emitted"], counters["dropped"], counters["dropped:rejected"]) == (2, 1, 1)
+
+
+async def test_a_pair_becomes_one_group_with_both_answers_and_both_are_accounted(redis, tokenizer, log):
+    await Stream[Prompt](redis, RUN, PROMPTS).publish(pair(0), pair(1, None), pair(2))
+    async with working(redis, tokenizer, log, read_preference):
+        await until(lambda: _is_spent(redis))
+    groups = [group for _, group in await Stream[GroupReady](redis, RUN, GROUPS).read()]
+    assert sorted((group.group_id, group.lengths, group.kind) for group in groups) == [
+        (0, [6, 7], "dpo"),
+        (2, [6, 7], "dpo"),
+    ]
+    stored = {n: CODEC.decode(payload) for n, payload in (await redis.hgetall(Keys(RUN).group(2))).items()}
+    assert {n: one.preference for n, one in stored.items()} == {b"0": "chosen", b"1": "rejected"}
+    counters = await Ledger(redis, Keys(RUN)).counters()
+    assert (counters["emitted"], counters["dropped:rejected"], counters["generated_tokens"]) == (2, 1, 10)
+    assert int(await redis.hget(Keys(RUN).accounts, "generated|dataset|sums")) == 10
+
+
+@pytest.mark.parametrize("joined", [1, 2])
+async def test_a_pair_that_a_killed_worker_had_joined_in_part_is_completed_and_counted_once(
+    redis, tokenizer, log, joined
+):
+    ledger, prompts = Ledger(redis, Keys(RUN)), Stream[Prompt](redis, RUN, PROMPTS)
+    (answers,) = RowReader(read_preference, tokenizer, "dead").attempts([pair(0)])
+    for one in answers[:joined]:
+        await ledger.join(0, 2, one.attempt, CODEC.encode(one), margins(one))
+    await prompts.publish(pair(0))
+    async with working(redis, tokenizer, log, read_preference):
+        await until(lambda: _is_spent(redis))
+    assert [group.group_id for _, group in await Stream[GroupReady](redis, RUN, GROUPS).read()] == [0]
+    stored = await redis.hgetall(Keys(RUN).group(0))
+    assert {n: CODEC.decode(payload).worker for n, payload in stored.items()} == {
+        b"0": "dead",
+        b"1": "dead" if joined == 2 else "w",
+    }
+    assert int(await redis.hget(Keys(RUN).accounts, "generated|dataset|sums")) == 5
 
 
 async def _is_spent(redis):
