@@ -2,9 +2,9 @@
 
 from shared.run_settings import RunSettings
 
+LOOKAHEAD = 4
+"""Steps that a run of kind sft or dpo prepares ahead; its rows depend on no policy."""
 MIB = 2**20
-SFT_LOOKAHEAD = 4
-"""Steps that an sft run prepares ahead; its rows depend on no policy."""
 
 
 def admission_limit(settings: RunSettings, weight_version: int) -> int:
@@ -13,7 +13,7 @@ def admission_limit(settings: RunSettings, weight_version: int) -> int:
     With max_staleness = 0 a step's groups are released only when the version that they train is served:
     synchronous, on-policy training. The rule is AReaL's (Fu et al. 2025, equation 3), counted in groups.
     """
-    lookahead = SFT_LOOKAHEAD if settings.kind == "sft" else settings.rollout.max_staleness
+    lookahead = settings.rollout.max_staleness if settings.kind == "rl" else LOOKAHEAD
     size, last = settings.rollout.groups_per_step, settings.trainer.steps
     return min((weight_version + lookahead + 1) * size + settings.rollout.over_sampling, last * size)
 

@@ -81,6 +81,8 @@ class LineageAttempt(Answer):
     reward: float | None
     reward_detail: dict[str, Any]
     text: str
+    preference: str | None = None
+    """In a run of kind dpo: chosen or rejected."""
 
 
 class LineageEvent(Answer):

@@ -39,9 +39,13 @@ Float32Array = Annotated[NDArray[np.float32], _array_reader("<f4"), PlainSeriali
 Spans = list[tuple[int, int]]
 """Run-length code: `[(value, count), ...]`; the counts add up to the number of tokens."""
 
-Kind = Literal["train", "eval", "sft"]
+Kind = Literal["train", "eval", "sft", "dpo"]
+Preference = Literal["chosen", "rejected"]
+"""Which of the two answers of a pair."""
 Turns = list[dict[str, Any]]
 """Chat messages, `{"role": ..., "content": ...}` each."""
+MUTE = "step_loss_mask"
+"""Field of a message of the assistant: 0 makes it context that is not trained."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +63,10 @@ class Prompt:
     sampling: dict[str, Any] = field(default_factory=dict[str, Any])
     pinned_version: int | None = None
     """The weight version that must generate every token (evaluation); None takes whatever the engines serve."""
+    chosen: str | Turns | None = None
+    """dpo: the better answer, as text or as the messages that come after the prompt; None for other kinds."""
+    rejected: str | Turns | None = None
+    """dpo: the worse answer, likewise."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +84,7 @@ class Attempt:
     metadata: dict[str, Any]
     prompt_ids: Int32Array
     loss_mask: Spans
-    """1 for tokens that the policy sampled, 0 for tokens that came from a tool or a template."""
+    """1 for tokens that the policy sampled, or is to learn from a row; 0 for those of a tool, a template or a user."""
     weight_versions: Spans
     """The weight version that sampled each token."""
     finish_reason: str
@@ -84,6 +92,8 @@ class Attempt:
     worker: str
     seconds: float
     pinned_version: int | None = None
+    preference: Preference | None = None
+    """Which answer of its pair this is; None but for kind dpo."""
     reward: float | None = None
     reward_detail: dict[str, Any] = field(default_factory=dict[str, Any])
 

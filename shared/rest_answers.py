@@ -72,6 +72,10 @@ class Dataset(Answer):
     """Every row has a label."""
     text_labels: bool
     """Every row has a label that is text and not empty."""
+    demonstrations: bool = False
+    """Every row shows an answer, which an sft run trains: such a label, or messages that end with the assistant's."""
+    pairs: bool = False
+    """Every row has a chosen and a rejected answer, which a dpo run trains."""
 
 
 class DatasetList(Answer):
@@ -83,6 +87,9 @@ class DatasetRow(Answer):
     prompt: str | list[dict[str, Any]]
     label: Any
     metadata: dict[str, Any]
+    chosen: str | list[dict[str, Any]] | None = None
+    """The better answer of a preference row: text, or the messages that come after the prompt."""
+    rejected: str | list[dict[str, Any]] | None = None
 
 
 class RowList(Answer):
@@ -168,6 +175,8 @@ class Sample(Answer):
     prompt_tokens: int
     response_tokens: int
     worker: str
+    preference: str | None = None
+    """In a run of kind dpo: chosen or rejected."""
 
 
 class SampleList(Answer):

@@ -11,6 +11,8 @@ DATASET: dict[str, Any] = {
     "created": 1760000000.0,
     "labels": True,
     "text_labels": True,
+    "demonstrations": True,
+    "pairs": False,
 }
 ROWS_JSONL = '{"prompt": "3+4=", "label": "7"}\n{"prompt": [{"role": "user", "content": "1+1="}], "label": "2"}\n'
 EVALUATION: dict[str, Any] = {

@@ -4,6 +4,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
+from shared.check_kind import unused_settings
 from shared.check_trainer import trainer_problems
 from shared.settings import Settings
 from shared.trainer_settings import TrainerSettings
@@ -194,15 +195,23 @@ class RunSettings(Settings):
     def _goes_together(self) -> "RunSettings":
         if self.kind == "rl":
             self._check_rl()
-        elif self.eval.datasets:
-            raise ValueError(
-                f"eval.datasets needs engines, which a run of kind {self.kind} has not; evaluate in a run of kind rl"
-            )
+        else:
+            self._check_rows()
         rollout = self.rollout
         problem = next(trainer_problems(self.trainer, self.kind, rollout.group_size, rollout.groups_per_step), None)
         if problem:
             raise ValueError(problem)
         return self
+
+    def _check_rows(self) -> None:
+        """Of kinds whose answers are in the rows: neither engines nor rewards."""
+        if self.eval.datasets:
+            raise ValueError(
+                f"eval.datasets needs engines, which a run of kind {self.kind} has not; evaluate in a run of kind rl"
+            )
+        sections = {"rollout": self.rollout, "engine": self.engine, "reward": self.reward, "weights": self.weights}
+        for problem in unused_settings(self.kind, sections):
+            raise ValueError(problem)
 
     def _check_rl(self) -> None:
         reward = self.reward

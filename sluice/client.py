@@ -57,7 +57,7 @@ class Client:
         return Dataset.model_validate(self._get(f"/v1/datasets/{_quoted(name)}"))
 
     def rows(self, name: str, offset: int = 0, limit: int = 20) -> list[dict[str, Any]]:
-        """Rows of a dataset: row, prompt, label, metadata."""
+        """Rows of a dataset: row, prompt, label, metadata, and chosen and rejected of a preference row."""
         return self._get(f"/v1/datasets/{_quoted(name)}/rows", offset=offset, limit=limit)["rows"]
 
     def push_dataset(
@@ -67,7 +67,8 @@ class Client:
 
         Args:
             parameters: format ("jsonl" or "parquet"; by the file's name if not given), prompt_key, label_key,
-                metadata_key; replace="true" takes the place of a dataset of that name, once the upload is complete.
+                metadata_key, chosen_key, rejected_key; replace="true" takes the place of a dataset of that name, once
+                the upload is complete.
 
         Raises:
             GatewayError: 409 if the name is taken, 422 with the malformed lines; then nothing is stored.

@@ -9,7 +9,11 @@ from shared.logs import Log
 from shared.run_settings import RunSettings
 from shared.runs import Runs, present
 
-NEEDED = {"rl": ("trainer", "engine", "rollout", "reward"), "sft": ("trainer", "rollout")}
+NEEDED = {
+    "rl": ("trainer", "engine", "rollout", "reward"),
+    "sft": ("trainer", "rollout"),
+    "dpo": ("trainer", "rollout"),
+}
 LOG_EVERY_S = 10.0
 
 

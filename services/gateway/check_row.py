@@ -6,7 +6,9 @@ from typing import Any, cast
 
 import msgpack
 
-from shared.errors import SluiceError
+from services.gateway.check_messages import check_written, type_name
+from services.gateway.check_pair import PairKeys, check_pair, has_pair
+from services.gateway.refusals import RowError
 from shared.messages import MAX_ENTRY_BYTES, Turns
 
 MAX_ROW_BYTES = MAX_ENTRY_BYTES // 4
@@ -16,10 +18,6 @@ MAX_DEPTH = 100
 """The deepest nesting of a row; what reads the row later gives up at about 250."""
 
 
-class RowError(SluiceError):
-    """A row of an upload that cannot be stored."""
-
-
 @dataclass(frozen=True, slots=True)
 class RowKeys:
     """The names under which an upload keeps what a row consists of."""
@@ -27,6 +25,16 @@ class RowKeys:
     prompt: str = "prompt"
     label: str = "label"
     metadata: str = "metadata"
+    chosen: str = "chosen"
+    rejected: str = "rejected"
+
+    @property
+    def pair(self) -> PairKeys:
+        return PairKeys(self.prompt, self.chosen, self.rejected)
+
+    @property
+    def all(self) -> tuple[str, ...]:
+        return (self.prompt, self.label, self.metadata, self.chosen, self.rejected)
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,24 +44,33 @@ class Row:
     prompt: str | Turns
     label: Any
     metadata: dict[str, Any]
+    chosen: str | Turns | None = None
+    """The better of two answers to the prompt: text, or the messages that come after it; None in a row without."""
+    rejected: str | Turns | None = None
 
 
 def check_row(raw: Any, keys: RowKeys) -> Row:
-    """RowError unless `raw` is an object with a usable prompt; label and metadata may be absent."""
+    """RowError unless `raw` is an object with a usable prompt; label, metadata and a pair of answers may be absent."""
     if not isinstance(raw, dict):
-        raise RowError(f'a row is an object such as {{"{keys.prompt}": "1+1=", "{keys.label}": "2"}}, not {_type(raw)}')
+        given = type_name(raw)
+        raise RowError(f'a row is an object such as {{"{keys.prompt}": "1+1=", "{keys.label}": "2"}}, not {given}')
     fields = cast(dict[str, Any], raw)
+    label, metadata = fields.get(keys.label), fields.get(keys.metadata)
+    if not isinstance(metadata, dict | None):
+        raise RowError(f"{keys.metadata!r} is {type_name(metadata)}; write an object, or leave it out")
+    if has_pair(fields, keys.pair):
+        prompt, chosen, rejected = check_pair(fields, keys.pair)
+        return Row(prompt, label, metadata or {}, chosen, rejected)
     if keys.prompt not in fields:
         raise RowError(f"{keys.prompt!r} is missing; name the key that holds the prompt with ?prompt_key=")
-    metadata = fields.get(keys.metadata)
-    if not isinstance(metadata, dict | None):
-        raise RowError(f"{keys.metadata!r} is {_type(metadata)}; write an object, or leave it out")
-    return Row(_check_prompt(fields[keys.prompt], keys.prompt), fields.get(keys.label), metadata or {})
+    return Row(check_written(fields[keys.prompt], keys.prompt, "that the model continues"), label, metadata or {})
 
 
 def encode_row(row: Row) -> bytes:
     """The line that stores a row; RowError if the streams could not carry it."""
-    fields = {"prompt": row.prompt, "label": row.label, "metadata": row.metadata}
+    fields: dict[str, Any] = {"prompt": row.prompt, "label": row.label, "metadata": row.metadata}
+    if row.chosen is not None:
+        fields |= {"chosen": row.chosen, "rejected": row.rejected}
     try:
         line = json.dumps(fields, ensure_ascii=False, separators=(",", ":"), allow_nan=False).encode() + b"\n"
         size = len(cast(bytes, msgpack.packb(fields)))
@@ -70,30 +87,6 @@ def encode_row(row: Row) -> bytes:
     return line
 
 
-def _check_prompt(prompt: Any, key: str) -> str | Turns:
-    if isinstance(prompt, str):
-        if not prompt:
-            raise RowError(f"{key!r} is empty; write the text that the model continues")
-        return prompt
-    if not isinstance(prompt, list):
-        raise RowError(f"{key!r} is {_type(prompt)}; write text or a list of chat messages")
-    turns = cast(list[Any], prompt)
-    if not turns:
-        raise RowError(f'{key!r} has no messages; write at least one, such as {{"role": "user", "content": "1+1="}}')
-    for number, turn in enumerate(turns):
-        if not _is_message(turn):
-            raise RowError(f'{key!r}: message {number} is not {{"role": "user", "content": "1+1="}} or the like')
-    return cast(Turns, turns)
-
-
-def _is_message(turn: Any) -> bool:
-    if not isinstance(turn, dict):
-        return False
-    message = cast(dict[str, Any], turn)
-    role, content = message.get("role"), message.get("content")
-    return isinstance(role, str) and bool(role) and isinstance(content, str | list)
-
-
 def _depth(value: Any) -> int:
     depth, level = 0, [value]
     while level := [inner for one in level for inner in _inside(one)]:
@@ -105,8 +98,3 @@ def _inside(value: Any) -> list[Any]:
     if isinstance(value, dict):
         return list(cast(dict[str, Any], value).values())
     return cast(list[Any], value) if isinstance(value, list) else []
-
-
-def _type(value: Any) -> str:
-    names = {dict: "an object", list: "a list", str: "text", bool: "true or false", type(None): "null"}
-    return names.get(type(value), "a number" if isinstance(value, int | float) else type(value).__name__)

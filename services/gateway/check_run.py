@@ -70,10 +70,16 @@ def _find(setting: str, names: list[str], datasets: DatasetStore) -> dict[str, D
 
 
 def _check_labels(settings: RunSettings, dataset: Dataset) -> None:
-    if settings.kind == "sft" and not dataset.text_labels:
+    if settings.kind == "sft" and not (dataset.text_labels or dataset.demonstrations):
         raise SettingsError(
             f"run: dataset {dataset.name} has rows whose label is no text; an sft run trains the label as the answer, "
-            "so upload the dataset with a text in every label"
+            "so upload the dataset with a text in every label, or without it and with messages that end with one of "
+            "the assistant"
+        )
+    if settings.kind == "dpo" and not dataset.pairs:
+        raise SettingsError(
+            f"run: dataset {dataset.name} has rows without a pair of answers, which a dpo run learns from; upload it "
+            "with a chosen and a rejected answer in every row (see chosen_key and rejected_key)"
         )
     if settings.kind == "rl" and settings.reward.type in LABELLED_REWARDS and not dataset.labels:
         raise SettingsError(

@@ -28,7 +28,8 @@ class DatasetRows:
         assert 0 <= row < self._rows, f"row {row} of {self._rows}"
         begin, end = struct.unpack("<QQ", os.pread(self._index, 2 * OFFSET_BYTES, row * OFFSET_BYTES))
         fields = cast(dict[str, Any], json.loads(os.pread(self._data, end - begin, begin)))
-        return Row(fields["prompt"], fields["label"], fields["metadata"])
+        pair = fields.get("chosen"), fields.get("rejected")
+        return Row(fields["prompt"], fields["label"], fields["metadata"], *pair)
 
     def close(self) -> None:
         os.close(self._data)

@@ -136,6 +136,8 @@ class DatasetStore:
             created=time.time(),
             labels=written.labels,
             text_labels=written.text_labels,
+            demonstrations=written.demonstrations,
+            pairs=written.pairs,
         )
         upload.unlink()
         with (aside / RECORD).open("w", encoding="utf-8") as file:

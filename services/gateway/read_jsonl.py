@@ -5,7 +5,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from services.gateway.check_row import MAX_ROW_BYTES, RowError
+from services.gateway.check_row import MAX_ROW_BYTES
+from services.gateway.refusals import RowError
 
 BOM = b"\xef\xbb\xbf"
 

@@ -7,7 +7,8 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from services.gateway.check_row import RowError, RowKeys
+from services.gateway.check_row import RowKeys
+from services.gateway.refusals import RowError
 
 BATCH_ROWS = 1024
 
@@ -16,14 +17,14 @@ def read_parquet(path: Path, keys: RowKeys) -> Iterator[tuple[int, Any]]:
     """Every row, its columns cut down to those that `keys` names; rows count from 1.
 
     Raises:
-        RowError: the file is no Parquet file, or has no column for the prompt.
+        RowError: the file is no Parquet file, or has no column for the prompt, nor for a pair of answers.
     """
     try:
         with pq.ParquetFile(path) as file:
             names = list(file.schema_arrow.names)
-            if keys.prompt not in names:
+            if keys.prompt not in names and not {keys.chosen, keys.rejected} <= set(names):
                 raise RowError(f"no column {keys.prompt!r}; the columns are {', '.join(names)}; set ?prompt_key=")
-            columns = [name for name in (keys.prompt, keys.label, keys.metadata) if name in names]
+            columns = [name for name in keys.all if name in names]
             number = 0
             for batch in file.iter_batches(BATCH_ROWS, columns=list(dict.fromkeys(columns))):
                 for row in batch.to_pylist():

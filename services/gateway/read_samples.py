@@ -68,4 +68,5 @@ def _sample(attempt: Attempt) -> Sample:
         prompt_tokens=len(attempt.prompt_ids),
         response_tokens=attempt.tokens,
         worker=attempt.worker,
+        preference=attempt.preference,
     )

@@ -6,6 +6,10 @@ from typing import Any
 from shared.errors import SluiceError
 
 
+class RowError(SluiceError):
+    """A row of an upload that cannot be stored."""
+
+
 class Refusal(SluiceError):
     """A request that is not carried out; the message says what to send instead."""
 

@@ -69,7 +69,7 @@ class TrainingRelease:
         row: Row = self._rows[one.dataset].read(number)
         return Prompt(
             group_id=group_id,
-            kind="sft" if self._settings.kind == "sft" else "train",
+            kind="train" if self._settings.kind == "rl" else self._settings.kind,
             dataset=one.dataset,
             row=number,
             prompt=row.prompt,
@@ -77,4 +77,6 @@ class TrainingRelease:
             label=row.label,
             metadata=row.metadata,
             sampling=self._sampling,
+            chosen=row.chosen,
+            rejected=row.rejected,
         )

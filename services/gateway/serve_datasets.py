@@ -6,9 +6,9 @@ from collections.abc import AsyncGenerator
 from dataclasses import asdict
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Query, Request
+from fastapi import APIRouter, Depends, Query, Request
 
-from services.gateway.check_row import RowKeys
+from services.gateway.check_row import Row, RowKeys
 from services.gateway.dataset_store import Format
 from services.gateway.parts import AllParts, Parts
 from services.gateway.refusals import Refusal
@@ -16,6 +16,7 @@ from shared.rest_answers import Dataset, DatasetList, DatasetRow, ErrorAnswer, R
 from shared.rest_examples import ROWS_JSONL
 from shared.runs import ENDED, Runs
 
+PAIR = ("chosen", "rejected")
 routes = APIRouter(prefix="/v1/datasets", tags=["datasets"])
 
 _BODY: dict[str, Any] = {
@@ -31,6 +32,16 @@ _BODY: dict[str, Any] = {
 KeyName = Annotated[str, Query(min_length=1)]
 
 
+def _row_keys(
+    prompt_key: KeyName = "prompt",
+    label_key: KeyName = "label",
+    metadata_key: KeyName = "metadata",
+    chosen_key: KeyName = "chosen",
+    rejected_key: KeyName = "rejected",
+) -> RowKeys:
+    return RowKeys(prompt_key, label_key, metadata_key, chosen_key, rejected_key)
+
+
 @routes.post(
     "/{name}", status_code=201, openapi_extra=_BODY, responses={s: {"model": ErrorAnswer} for s in (409, 415, 422, 507)}
 )
@@ -38,21 +49,19 @@ async def upload_dataset(
     request: Request,
     parts: AllParts,
     name: str,
+    keys: Annotated[RowKeys, Depends(_row_keys)],
     format: Format = "jsonl",
-    prompt_key: KeyName = "prompt",
-    label_key: KeyName = "label",
-    metadata_key: KeyName = "metadata",
     replace: bool = False,
 ) -> Dataset:
     """Store a dataset: every row is checked, and one wrong row stores nothing.
 
     A row is `{"prompt": text or chat messages, "label": any JSON, "metadata": object}`; label and metadata may be
-    absent, and the names of the three keys can be chosen. `details` of a 422 lists the first wrong lines. With
-    `replace` a dataset of that name is there until this one is complete, and this one from then on.
+    absent, and the names of the keys can be given. A preference row has `chosen` and `rejected` beside the prompt:
+    both text, or both the messages that come after it. `details` of a 422 lists the first wrong lines. With `replace`
+    a dataset of that name is there until this one is complete, and this one from then on.
     """
     if request.headers.get("content-type", "").startswith("multipart/"):
         raise Refusal(415, "send the file itself as the body, not a form: curl -X POST -T rows.jsonl ...")
-    keys = RowKeys(prompt_key, label_key, metadata_key)
     if not replace:
         return await parts.datasets.add(name, format, keys, request.stream())
     async with _unused(parts, name):
@@ -72,7 +81,7 @@ async def show_dataset(parts: AllParts, name: str) -> Dataset:
     return await asyncio.to_thread(parts.datasets.get, name)
 
 
-@routes.get("/{name}/rows", responses={404: {"model": ErrorAnswer}})
+@routes.get("/{name}/rows", response_model_exclude_unset=True, responses={404: {"model": ErrorAnswer}})
 async def preview_rows(
     parts: AllParts,
     name: str,
@@ -81,7 +90,13 @@ async def preview_rows(
 ) -> RowList:
     """Rows as they are stored, from any place."""
     rows = await asyncio.to_thread(parts.datasets.preview, name, offset, limit)
-    return RowList(rows=[DatasetRow(row=number, **asdict(row)) for number, row in rows])
+    return RowList(rows=[_shown(number, row) for number, row in rows])
+
+
+def _shown(number: int, row: Row) -> DatasetRow:
+    """Without the answers of a pair that the row has not."""
+    fields = asdict(row)
+    return DatasetRow(row=number, **{k: v for k, v in fields.items() if k not in PAIR or v is not None})
 
 
 @routes.delete("/{name}", status_code=204, responses={s: {"model": ErrorAnswer} for s in (404, 409)})

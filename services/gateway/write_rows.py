@@ -9,8 +9,9 @@ from pathlib import Path
 from threading import Event
 from typing import Any, BinaryIO
 
-from services.gateway.check_row import Row, RowError, RowKeys, check_row, encode_row
-from services.gateway.refusals import Refusal
+from services.gateway.check_messages import shows_an_answer
+from services.gateway.check_row import Row, RowKeys, check_row, encode_row
+from services.gateway.refusals import Refusal, RowError
 
 ROWS = "rows.jsonl"
 INDEX = "rows.index"
@@ -21,13 +22,17 @@ INDEX_BUFFER = 8192
 
 @dataclass(frozen=True, slots=True)
 class Written:
-    """What was written: how many rows, and what can be said of all their labels."""
+    """What was written: how many rows, and what can be said of all of them."""
 
     rows: int
     labels: bool
     """Every row has a label."""
     text_labels: bool
     """Every row has a label that is text and not empty."""
+    demonstrations: bool
+    """Every row shows an answer: such a label, or else messages that end with one of the assistant."""
+    pairs: bool
+    """Every row has a chosen and a rejected answer."""
 
 
 class _RowFiles:
@@ -38,7 +43,7 @@ class _RowFiles:
         self._offsets = array("Q", [0])
         self._end = 0
         self.rows = 0
-        self.labels = self.text_labels = True
+        self.labels = self.text_labels = self.demonstrations = self.pairs = True
 
     def append(self, row: Row) -> None:
         line = encode_row(row)
@@ -47,7 +52,11 @@ class _RowFiles:
         self._offsets.append(self._end)
         self.rows += 1
         self.labels = self.labels and row.label is not None
-        self.text_labels = self.text_labels and isinstance(row.label, str) and bool(row.label)
+        is_text = isinstance(row.label, str) and bool(row.label)
+        self.text_labels = self.text_labels and is_text
+        answers = is_text or (row.label is None and shows_an_answer(row.prompt))
+        self.demonstrations = self.demonstrations and answers
+        self.pairs = self.pairs and row.chosen is not None
         if len(self._offsets) >= INDEX_BUFFER:
             self._write_offsets()
 
@@ -69,7 +78,7 @@ def write_rows(source: Iterable[tuple[int, Any]], keys: RowKeys, folder: Path, s
 
     Args:
         source: (line, parsed value or RowError) of every row.
-        keys: the names of prompt, label and metadata in those values.
+        keys: the names of what a row consists of in those values.
         folder: where the two files are written.
         stopping: set when the gateway is to end.
 
@@ -84,7 +93,7 @@ def write_rows(source: Iterable[tuple[int, Any]], keys: RowKeys, folder: Path, s
         if wrong.count:
             raise Refusal(422, wrong.message(), wrong.first)
         files.make_durable()
-        return Written(files.rows, files.labels, files.text_labels)
+        return Written(files.rows, files.labels, files.text_labels, files.demonstrations, files.pairs)
 
 
 def _append_all(source: Iterable[tuple[int, Any]], keys: RowKeys, files: _RowFiles, stopping: Event) -> "_Wrong":

@@ -13,6 +13,8 @@ from shared.messages import Turns
 
 PROBE: Turns = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
 """A conversation that every template renders; what a template writes after it is what follows an answer."""
+MARK = "here-the-answer-ends"
+"""Stands for the newest answer, so that it is found again however the template writes answers."""
 
 
 class ModelTokenizer:
@@ -25,6 +27,7 @@ class ModelTokenizer:
         self._special = frozenset(cast(list[int], tokenizer.all_special_ids))
         self.vocabulary = min(len(tokenizer), vocabulary or len(tokenizer))
         self.eos_id = int(tokenizer.eos_token_id)
+        self.eos = str(tokenizer.eos_token)
 
     def prompt_text(self, prompt: str | Turns) -> str:
         """The text that the model continues; GroupRejected if the chat template refuses it."""
@@ -32,16 +35,37 @@ class ModelTokenizer:
             return self._render(prompt, generation_prompt=True)
         return self._render([{"role": "user", "content": prompt}], True) if self._always_chat else prompt
 
-    def following_text(self, messages: Turns, after_eos: bool) -> str:
-        """What the template writes for messages that come after the model's answer, up to its next one."""
-        before = self._render(PROBE, generation_prompt=False)
-        after = self._render([*PROBE, *messages], generation_prompt=True)
-        eos = str(self._tokenizer.eos_token)
-        end_of_answer = before.rfind(eos)
-        if not after.startswith(before[: max(end_of_answer, 0)]):
+    def following_text(self, messages: Turns, after_eos: bool, history: Turns = PROBE) -> str:
+        """What the template writes for messages that come after the model's answer, up to its next one.
+
+        Args:
+            after_eos: the answer ended with the end-of-sequence token, which is not written again.
+            history: the conversation up to that answer, which is its last message.
+        """
+        marked = [*history[:-1], {**history[-1], "content": MARK}]
+        _, found_before, before = self._render(marked, generation_prompt=False).rpartition(MARK)
+        _, found_after, after = self._render([*marked, *messages], generation_prompt=True).rpartition(MARK)
+        ending, eos, _ = before.partition(self.eos)
+        if not (found_before and found_after and after.startswith(ending)):
             raise GroupRejected("the chat template rewrites earlier messages; add the text of the next turn yourself")
-        start = len(before) if end_of_answer < 0 else end_of_answer + (len(eos) if after_eos else 0)
-        return after[start:]
+        after = after[len(ending) :] if eos else after.removeprefix(before)
+        return after.removeprefix(self.eos) if after_eos else after
+
+    def answer_text(self, history: Turns, answer: dict[str, Any]) -> str:
+        """What the template writes for an answer of the model, without the end-of-sequence token.
+
+        A template whose answers do not begin as it asks for them (one that asks with an open `<think>`) gives the
+        content as it is.
+        """
+        asked = self._render(history, generation_prompt=True)
+        told = self._render([*history, answer], generation_prompt=False)
+        content = answer.get("content")
+        if told.startswith(asked):
+            said, eos, _ = told[len(asked) :].rpartition(self.eos)
+            return said if eos else told[len(asked) :].rstrip()
+        if isinstance(content, str) and not answer.get("tool_calls"):
+            return content
+        raise GroupRejected("the chat template does not begin this answer as it asks for it; write it as text")
 
     def encode(self, text: str) -> list[int]:
         """Token ids of a text, without the special tokens that the tokenizer would add around it."""

@@ -29,7 +29,8 @@ class TrainingBatch:
     sample: torch.Tensor
     """[tokens] int64: which sample the token belongs to."""
     pair: torch.Tensor
-    """[tokens] int64: 2 p for the first and 2 p + 1 for the second attempt of the batch's p-th group."""
+    """[tokens] int64: in a run of kind dpo, 2 p for the chosen and 2 p + 1 for the rejected answer of the batch's p-th
+    group; else 2 p."""
 
 
 def training_batch(rollouts: list[Rollout]) -> TrainingBatch:
@@ -42,7 +43,7 @@ def training_batch(rollouts: list[Rollout]) -> TrainingBatch:
     loss_mask = torch.from_numpy(_joined(masks, np.int32)).bool()
     first = lengths.cumsum(0) - lengths
     _, group = np.unique(np.asarray([r.group_id for r in rollouts], np.int64), return_inverse=True)
-    pair = torch.from_numpy(2 * group + np.asarray([r.attempt for r in rollouts], np.int64))
+    pair = torch.from_numpy(2 * group + np.asarray([r.preference == "rejected" for r in rollouts], np.int64))
     sample = torch.repeat_interleave(torch.arange(len(rollouts)), lengths)
     loss_mask[first[lengths > 0]] = False
     return TrainingBatch(

@@ -1,11 +1,12 @@
 """`sluice dataset ...`: files pushed to the gateway, listed, shown and deleted."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.console import Group
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
+from rich.table import Table
 
 from shared.errors import SluiceError
 from sluice.answers import Dataset
@@ -26,6 +27,8 @@ def push(  # noqa: PLR0913, PLR0917 one parameter is one option of the command
     prompt_key: Annotated[str, typer.Option(help="Field with the prompt: text, or chat messages.")] = "prompt",
     label_key: Annotated[str, typer.Option(help="Field with the right answer.")] = "label",
     metadata_key: Annotated[str, typer.Option(help="Field with anything else a reward needs.")] = "metadata",
+    chosen_key: Annotated[str, typer.Option(help="Field with the better answer of a preference row.")] = "chosen",
+    rejected_key: Annotated[str, typer.Option(help="Field with the worse one.")] = "rejected",
     replace: Annotated[bool, typer.Option("--replace", help="Take the place of the dataset of that name.")] = False,
     config: Config = None,
     as_json: AsJson = False,
@@ -34,6 +37,7 @@ def push(  # noqa: PLR0913, PLR0917 one parameter is one option of the command
     if not file.is_file():
         raise SluiceError(f"{file} is not a file; give a JSONL or Parquet file")
     keys = {"prompt_key": prompt_key, "label_key": label_key, "metadata_key": metadata_key}
+    keys |= {"chosen_key": chosen_key, "rejected_key": rejected_key}
     parameters = {**keys, "format": format} if format else keys
     wanted = name or file.name.partition(".")[0]
     with client_of(config) as client:
@@ -78,8 +82,17 @@ def show_(
     with client_of(config) as client:
         dataset, rows = client.dataset(name), client.rows(name, offset, limit)
     head = f"{dataset.name}: {dataset.rows} rows, {size(dataset.bytes)}, {dataset.format}, sha256 {dataset.sha256}"
-    body = table(("row", "prompt", "label"), [(r["row"], chat_text(r["prompt"]), r["label"]) for r in rows])
+    body = _pairs(rows) if dataset.pairs else _labelled(rows)
     show(as_json, {**dataset.model_dump(mode="json"), "preview": rows}, Group(head, "", body))
+
+
+def _labelled(rows: list[dict[str, Any]]) -> Table:
+    return table(("row", "prompt", "label"), [(r["row"], chat_text(r["prompt"]), r["label"]) for r in rows])
+
+
+def _pairs(rows: list[dict[str, Any]]) -> Table:
+    texts = [(r["row"], *(chat_text(r[name]) for name in ("prompt", "chosen", "rejected"))) for r in rows]
+    return table(("row", "prompt", "chosen", "rejected"), texts)
 
 
 @app.command("delete")

@@ -6,7 +6,7 @@ import typer
 from rich.console import Group, RenderableType
 from rich.text import Text
 
-from shared.ledger_answers import Lineage
+from shared.ledger_answers import Lineage, LineageAttempt
 from sluice.cli.options import AsJson, Config, client_of
 from sluice.cli.output import begin, chat_text, clock, show, table
 
@@ -28,18 +28,23 @@ def _views(found: Lineage) -> list[RenderableType]:
     views: list[RenderableType] = [table(("group", str(found.group_id)), facts)]
     if found.attempts:
         rows = [
-            (a.attempt, a.worker, _versions(a.weight_versions), a.response_tokens, a.finish_reason, a.reward)
+            (_attempt(a), a.worker, _versions(a.weight_versions), a.response_tokens, a.finish_reason, a.reward)
             for a in found.attempts
         ]
         columns = ("attempt", "worker", "versions", "tokens", "finish", "reward")
         views += ["", table(columns, rows, fixed=("attempt", "tokens", "finish", "reward"))]
-        views += ["", table(("attempt", "answer"), [(a.attempt, begin(a.text)) for a in found.attempts])]
+        views += ["", table(("attempt", "answer"), [(_attempt(a), begin(a.text)) for a in found.attempts])]
     if found.events:
         rows = [(clock(e.time), e.service, e.event, _detail(e.detail)) for e in found.events]
         views += ["", table(("time", "service", "event", "detail"), rows, fixed=("time", "service"))]
     if found.note:
         views += ["", Text(found.note)]
     return views
+
+
+def _attempt(attempt: LineageAttempt) -> str:
+    """`1`, or `1 rejected` for an answer of a pair."""
+    return f"{attempt.attempt} {attempt.preference or ''}".rstrip()
 
 
 def _facts(found: Lineage) -> dict[str, Any]:

@@ -133,7 +133,7 @@ def samples(
     rows = [
         (
             f"{s.group_id}.{s.attempt}",
-            s.kind,
+            f"{s.kind} {s.preference or ''}".rstrip(),
             _versions(s),
             begin(chat_text(s.prompt)),
             begin(s.text),

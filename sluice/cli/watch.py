@@ -24,7 +24,7 @@ PASSING = (502, 503, 504)
 """What the gateway answers while Redis or the router is away."""
 LIVE_ROWS = 15
 MOST_LINES = 100
-COLUMNS = ("step", "reward", "eval", "loss", "tokens/s", "version", "staleness", "seconds")
+COLUMNS = ("step", "reward", "eval", "loss", "accuracy", "margin", "tokens/s", "version", "staleness", "seconds")
 
 
 class View(Protocol):
@@ -110,7 +110,7 @@ class LiveTable:
         self._accuracy |= {evaluation.version: evaluation.reward_mean for evaluation in new_evaluations}
         self._rows += [row(step, self._accuracy.get(step.weight_version)) for step in new_steps]
         self._rows = self._rows[-LIVE_ROWS:]
-        self._live.update(Group(self._head(run), "", table(COLUMNS, self._rows)))
+        self._live.update(Group(self._head(run), "", table(*filled(self._rows))))
 
     def _head(self, run: Run) -> Table:
         head = Table.grid(padding=(0, 2))
@@ -128,11 +128,19 @@ def row(step: Step, accuracy: float | None) -> tuple[Any, ...]:
         m.get("reward_mean"),
         accuracy,
         m.get("loss"),
+        m.get("preference_accuracy"),
+        m.get("preference_margin"),
         m.get("tokens_per_second"),
         step.weight_version,
         m.get("staleness_max"),
         m.get("seconds_total"),
     )
+
+
+def filled(rows: list[tuple[Any, ...]]) -> tuple[list[str], list[list[Any]]]:
+    """The columns in which a row has a number, and the rows cut down to them."""
+    kept = [place for place in range(len(COLUMNS)) if not rows or any(row[place] is not None for row in rows)]
+    return [COLUMNS[place] for place in kept], [[row[place] for place in kept] for row in rows]
 
 
 @contextlib.contextmanager

@@ -118,6 +118,9 @@ def test_estimators_without_a_group_take_one_attempt(estimator: str) -> None:
         (["kind=sft", "trainer.dpo.beta=0.9"], "trainer.dpo.beta has no effect"),
         (["kind=dpo", "trainer.kl.loss_coef=0.9"], "trainer.kl.loss_coef has no effect in a run of kind 'dpo'"),
         (["kind=dpo", "trainer.dpo.type=ipo", "trainer.dpo.label_smoothing=0.1"], "write 0"),
+        (["kind=dpo", "trainer.kl.refresh_every=5"], "trainer.kl.refresh_every has no effect in a run of kind 'dpo'"),
+        (["kind=dpo", "trainer.dpo.beta=0"], "trainer.dpo.beta"),
+        (["kind=dpo", "trainer.dpo.label_smoothing=0.5"], "trainer.dpo.label_smoothing"),
         (["kind=dpo", "eval.datasets=['held-out']"], "which a run of kind dpo has not"),
     ],
 )

@@ -62,6 +62,15 @@ def test_tables_show_datasets_and_rows(connected: Sluice, tmp_path: Path) -> Non
     assert "2+1=" in connected("dataset", "show", "cli-table").out
 
 
+def test_a_dataset_of_pairs_shows_both_answers(connected: Sluice, tmp_path: Path) -> None:
+    file = tmp_path / "pairs.jsonl"
+    file.write_text('{"prompt": "2+1=", "good": "three", "bad": "four"}\n')
+    keys = ("--chosen-key", "good", "--rejected-key", "bad")
+    assert connected("dataset", "push", str(file), "--name", "cli-pairs", *keys).code == 0
+    shown = connected("dataset", "show", "cli-pairs").out
+    assert all(word in shown for word in ("2+1=", "chosen", "three", "rejected", "four"))
+
+
 def test_a_malformed_row_is_told_by_line_with_exit_code_1(connected: Sluice, tmp_path: Path) -> None:
     file = tmp_path / "bad.jsonl"
     file.write_text('{"prompt": "a", "label": "b"}\n{"promt": "c"}\n')

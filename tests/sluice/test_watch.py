@@ -2,6 +2,7 @@
 
 import pytest
 
+from sluice.answers import Step
 from sluice.cli import watch
 from sluice.client import GatewayError, GatewayUnreachable
 
@@ -20,6 +21,15 @@ def test_an_answer_is_waited_for_while_gateway_or_redis_is_away(
         return answer
 
     assert watch._patiently(ask) == "here"
+
+
+def test_a_preference_run_shows_accuracy_and_margin_and_no_empty_columns() -> None:
+    metrics = {"loss": 0.5, "preference_accuracy": 0.9, "preference_margin": 1.5, "seconds_total": 2.0}
+    shown = watch.row(Step(step=3, weight_version=3, metrics=metrics), None)
+    assert watch.filled([shown, shown]) == (
+        ["step", "loss", "accuracy", "margin", "version", "seconds"],
+        [[3, 0.5, 0.9, 1.5, 3, 2.0]] * 2,
+    )
 
 
 def test_a_refusal_is_not_repeated() -> None:

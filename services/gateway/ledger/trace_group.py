@@ -179,4 +179,5 @@ def _attempt(attempt: Attempt) -> LineageAttempt:
         reward=attempt.reward,
         reward_detail=attempt.reward_detail,
         text=attempt.text,
+        preference=attempt.preference,
     )

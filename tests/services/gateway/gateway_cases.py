@@ -28,6 +28,10 @@ def sums(count: int, first: int = 0) -> bytes:
     return lines(*({"prompt": f"{i}+1=", "label": str(i + 1)} for i in range(first, first + count)))
 
 
+def pairs(count: int) -> bytes:
+    return lines(*({"prompt": f"{i}+1=", "chosen": str(i + 1), "rejected": str(i)} for i in range(count)))
+
+
 async def body(data: bytes, chunk: int = 37) -> AsyncIterator[bytes]:
     for begin in range(0, len(data), chunk):
         yield data[begin : begin + chunk]
@@ -50,6 +54,11 @@ def run_tree(name: str = "r1", **changes: Any) -> dict[str, Any]:
 
 def run_settings(name: str = "r1", **changes: Any) -> RunSettings:
     return RunSettings.model_validate(run_tree(name, **changes))
+
+
+def written_run_tree(kind: str, **changes: Any) -> dict[str, Any]:
+    """Of a kind whose answers are in its rows."""
+    return {**run_tree(**changes), "kind": kind, "rollout": {"groups_per_step": 4}}
 
 
 async def announce_all(redis: Redis, run: str = "r1") -> None:

@@ -22,12 +22,21 @@ from shared.errors import FencedOut
 from shared.evaluation import read_tallies
 from shared.messages import Event
 from shared.run_settings import RunSettings
-from shared.runs import Runs, withdraw
+from shared.runs import Runs, announce, withdraw
 from shared.scripts import Ledger
 from shared.tasks import end
 from tests.conftest import until
 from tests.services.gateway.fed_run import KEYS, feeding, more_turns, start, state, until_released
-from tests.services.gateway.gateway_cases import LOG, add, announce_all, released, run_settings, sums
+from tests.services.gateway.gateway_cases import (
+    LOG,
+    add,
+    announce_all,
+    pairs,
+    released,
+    run_settings,
+    sums,
+    written_run_tree,
+)
 
 
 async def test_nothing_is_released_until_every_role_and_the_first_version_are_there(
@@ -55,14 +64,21 @@ async def test_nothing_is_released_until_every_role_and_the_first_version_are_th
 WAITED_FOR = "engine, the first weight version"
 
 
-async def test_an_sft_run_needs_no_engines_and_looks_four_steps_ahead(redis: Redis, store: DatasetStore) -> None:
-    await add(store, "sums", sums(10))
-    await Runs(redis).create(run_settings(kind="sft"))
+@pytest.mark.parametrize(("kind", "group_size"), [("sft", 1), ("dpo", 2)])
+async def test_a_run_whose_answers_are_written_needs_no_engines_and_looks_four_steps_ahead(
+    redis: Redis, store: DatasetStore, kind: str, group_size: int
+) -> None:
+    await add(store, "sums", sums(10) if kind == "sft" else pairs(10))
+    await Runs(redis).create(RunSettings.model_validate(written_run_tree(kind)))
     async with feeding(redis, store):
-        await announce_all(redis)
+        for member in ("trainer/trainer", "rollout/w0"):
+            await announce(redis, "r1", member)
         await until_released(redis, 5 * 4)
     prompts = await released(redis)
-    assert {(p.kind, p.group_size, p.pinned_version) for p in prompts} == {("sft", 1, None)}
+    assert {(p.kind, p.group_size, p.pinned_version) for p in prompts} == {(kind, group_size, None)}
+    answers = {(p.label, p.chosen, p.rejected) for p in prompts}
+    written = {(str(i + 1), None, None) if kind == "sft" else (None, str(i + 1), str(i)) for i in range(10)}
+    assert answers == written
 
 
 async def test_a_prompt_carries_its_row_and_the_settings_of_the_run(redis: Redis, store: DatasetStore) -> None:

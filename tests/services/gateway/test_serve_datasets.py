@@ -10,7 +10,7 @@ from redis.asyncio import Redis
 from services.gateway.dataset_store import DatasetStore
 from services.gateway.stop_run import stop_run
 from shared.runs import Runs
-from tests.services.gateway.gateway_cases import add, body, run_settings, sums
+from tests.services.gateway.gateway_cases import add, body, lines, pairs, run_settings, sums
 
 
 async def test_a_streamed_upload_is_stored_listed_shown_previewed_and_deleted(client: httpx.AsyncClient) -> None:
@@ -33,6 +33,48 @@ async def test_key_names_and_format_are_taken_from_the_query(client: httpx.Async
     assert (answer.status_code, answer.json()["format"]) == (201, "parquet")
     rows = (await client.get("/v1/datasets/qa/rows")).json()["rows"]
     assert rows == [{"row": 0, "prompt": "q", "label": {"value": 1.5}, "metadata": {}}]
+
+
+async def test_preference_rows_are_stored_previewed_and_told_apart_from_others(client: httpx.AsyncClient) -> None:
+    answer = (await client.post("/v1/datasets/pairs", content=pairs(3))).json()
+    assert (answer["rows"], answer["pairs"], answer["demonstrations"], answer["labels"]) == (3, True, False, False)
+    rows = (await client.get("/v1/datasets/pairs/rows?offset=2")).json()["rows"]
+    assert rows == [{"row": 2, "prompt": "2+1=", "label": None, "metadata": {}, "chosen": "3", "rejected": "2"}]
+    mixed = (await client.post("/v1/datasets/mixed", content=pairs(1) + sums(1))).json()
+    assert (mixed["pairs"], mixed["labels"]) == (False, False)
+
+
+async def test_pairs_of_conversations_come_from_parquet_with_keys_of_their_own(
+    client: httpx.AsyncClient, tmp_path: Path
+) -> None:
+    ask, good, bad = (
+        {"role": role, "content": text} for role, text in (("user", "a"), ("assistant", "b"), ("assistant", "c"))
+    )
+    pq.write_table(pa.Table.from_pylist([{"better": [ask, good], "worse": [ask, bad], "x": 1}]), tmp_path / "p")
+    query = {"format": "parquet", "chosen_key": "better", "rejected_key": "worse"}
+    answer = await client.post("/v1/datasets/chats", params=query, content=(tmp_path / "p").read_bytes())
+    assert (answer.status_code, answer.json()["pairs"]) == (201, True)
+    (row,) = (await client.get("/v1/datasets/chats/rows")).json()["rows"]
+    assert (row["prompt"], row["chosen"], row["rejected"]) == ([ask], [good], [bad])
+
+
+async def test_wrong_pairs_answer_422_with_a_sentence_a_line(client: httpx.AsyncClient) -> None:
+    wrong = lines({"prompt": "a", "chosen": "b"}, {"prompt": "a", "chosen": "b", "rejected": "b"})
+    answer = await client.post("/v1/datasets/pairs", content=pairs(1) + wrong)
+    assert answer.status_code == 422
+    details = answer.json()["error"]["details"]
+    assert [(one["line"], one["error"].partition(";")[0]) for one in details] == [
+        (2, "'chosen' is here and 'rejected' is not"),
+        (3, "'chosen' and 'rejected' are the same"),
+    ]
+
+
+async def test_a_conversation_that_ends_with_the_assistant_is_a_demonstration(client: httpx.AsyncClient) -> None:
+    turns = [{"role": "user", "content": "1+1="}, {"role": "assistant", "content": "2"}]
+    answer = (await client.post("/v1/datasets/chats", content=lines({"prompt": turns}) + sums(1))).json()
+    assert (answer["demonstrations"], answer["text_labels"]) == (True, False)
+    silent = (await client.post("/v1/datasets/silent", content=lines({"prompt": turns[:1]}))).json()
+    assert not silent["demonstrations"]
 
 
 async def test_wrong_rows_answer_422_with_their_lines(client: httpx.AsyncClient) -> None:

@@ -14,7 +14,16 @@ from shared.messages import Rollout, StepCommit, StepIntent
 from shared.runs import Runs
 from shared.scripts import Ledger
 from shared.topology import ACTIVE, QUEUE, Keys
-from tests.services.gateway.gateway_cases import add, announce_all, lines, run_settings, run_tree, sums
+from tests.services.gateway.gateway_cases import (
+    add,
+    announce_all,
+    lines,
+    pairs,
+    run_settings,
+    run_tree,
+    sums,
+    written_run_tree,
+)
 from tests.services.gateway.ledger.played_run import PlayedRun
 
 KEYS = Keys("r1")
@@ -65,12 +74,24 @@ async def test_settings_that_cannot_run_are_refused_with_what_to_write(
         client, 422, run_tree(data={"datasets": [{"name": "sums", "weight": 0}]})
     )
     assert "rows without a label" in await message(client, 422, run_tree(**on("bare")))
-    assert "whose label is no text" in await message(client, 422, run_tree(**on("numbers"), kind="sft"))
+    assert "whose label is no text" in await message(client, 422, written_run_tree("sft", **on("numbers")))
+    assert "without a pair of answers" in await message(client, 422, written_run_tree("dpo", **on("sums")))
     assert "model.path" in await message(client, 422, run_tree(model={"path": str(tmp_path / "gone")}))
     assert await Runs(redis).list() == []
     remote = {"type": "remote", "url": "http://127.0.0.1:1"}
     assert (await client.post("/v1/runs", json=run_tree(**on("bare"), reward=remote))).status_code == 201
     assert "exists" in await message(client, 409, run_tree())
+
+
+async def test_runs_whose_answers_are_in_their_rows_start_with_conversations_and_pairs(
+    client: httpx.AsyncClient, store: DatasetStore
+) -> None:
+    turns = [{"role": "user", "content": "1+1="}, {"role": "assistant", "content": "2"}]
+    await add(store, "chats", lines({"prompt": turns}))
+    await add(store, "pairs", pairs(3))
+    for kind, dataset in (("sft", "chats"), ("dpo", "pairs")):
+        tree = written_run_tree(kind, name=kind, data={"datasets": [{"name": dataset}]})
+        assert (await client.post("/v1/runs", json=tree)).status_code == 201
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ from services.trainer.tiny_model import TinyShape, write_tiny_model
 from shared.deployment import Deployment
 from shared.joining import complete
 from shared.logs import Log
-from shared.messages import GroupReady, Rollout
+from shared.messages import GroupReady, Kind, Preference, Rollout
 from shared.run_settings import RunSettings
 from shared.runs import RunRecord, Runs
 from shared.scripts import Ledger
@@ -25,6 +25,8 @@ from shared.topology import Keys
 
 SMALL = TinyShape(hidden=32, layers=1, heads=2, kv_heads=1, intermediate=48, head_dim=16)
 GROUP_SIZE = 4
+KINDS: dict[str, Kind] = {"rl": "train", "sft": "sft", "dpo": "dpo"}
+PREFERENCES: tuple[Preference, Preference] = ("chosen", "rejected")
 
 
 def small_model(folder: Path) -> Path:
@@ -39,7 +41,7 @@ def run_settings(model: Path, kind: str = "rl", **sections: Any) -> RunSettings:
         "kind": kind,
         "model": {"path": str(model)},
         "data": {"datasets": [{"name": "sums"}]},
-        "rollout": {"group_size": GROUP_SIZE, "groups_per_step": 3},
+        "rollout": {"groups_per_step": 3, **({"group_size": GROUP_SIZE} if kind == "rl" else {})},
         "trainer": {"steps": 4, "learning_rate": 1e-3, "checkpoint_every": 2, "max_tokens_per_gpu": 64},
     }
     return RunSettings.model_validate(merge(tree, sections))
@@ -106,7 +108,7 @@ class NotedVersions:
 
 
 def _size(kind: str) -> int:
-    return 1 if kind == "sft" else GROUP_SIZE
+    return {"sft": 1, "dpo": 2}.get(kind, GROUP_SIZE)
 
 
 def _rollout(random: np.random.Generator, group_id: int, attempt: int, kind: str, prompt: Any) -> Rollout:
@@ -115,7 +117,7 @@ def _rollout(random: np.random.Generator, group_id: int, attempt: int, kind: str
         group_id=group_id,
         attempt=attempt,
         group_size=_size(kind),
-        kind="sft" if kind == "sft" else "train",
+        kind=KINDS[kind],
         dataset="sums",
         row=group_id,
         prompt="",
@@ -123,12 +125,13 @@ def _rollout(random: np.random.Generator, group_id: int, attempt: int, kind: str
         metadata={},
         prompt_ids=prompt,
         token_ids=random.integers(0, 200, length).astype(np.int32),
-        logprobs=np.full(length, 0.0 if kind == "sft" else -5.0, np.float32),
+        logprobs=np.full(length, -5.0 if kind == "rl" else 0.0, np.float32),
         loss_mask=[(1, length)],
         weight_versions=[(0, length)],
         finish_reason="stop",
         text="",
         worker="w",
         seconds=0.1,
-        reward=0.0 if kind == "sft" else float(random.integers(0, 2)),
+        preference=PREFERENCES[attempt] if kind == "dpo" else None,
+        reward=float(random.integers(0, 2)) if kind == "rl" else 0.0,
     )

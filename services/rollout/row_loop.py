@@ -1,11 +1,11 @@
-"""Prompts of an sft run -> ready groups: receive a batch of rows, tokenise it, join and emit each, acknowledge all."""
+"""Rows of an sft or dpo run -> ready groups: receive a batch, tokenise it, join and emit each, acknowledge all."""
 
 import asyncio
 from collections.abc import Callable
 
-from services.rollout.demonstration import ready
 from services.rollout.give_up_group import drop_dead, drop_group
 from services.rollout.refusals import GroupRejected
+from services.rollout.written_rollout import ready
 from shared.await_redis import AwaitRedis
 from shared.errors import WireError
 from shared.joining import ScoredAttempt, complete
@@ -20,17 +20,18 @@ AT_ONCE = 16
 """Rows that talk to Redis at the same time, each on a connection of its own."""
 BLOCK_S = 1.0
 
-Row = tuple[Prompt, Rollout | GroupRejected]
-Demonstrate = Callable[[list[Prompt]], list[Rollout | GroupRejected]]
+Row = tuple[Prompt, list[Rollout] | GroupRejected]
+Attempts = Callable[[list[Prompt]], list[list[Rollout] | GroupRejected]]
+"""The attempts of each row, or why it has none."""
 
 
-class DemonstrationLoop:
-    """Serves one sft run."""
+class RowLoop:
+    """Serves one run whose answers are written in its rows."""
 
     def __init__(
-        self, prompts: Stream[Prompt], ledger: Ledger, demonstrate: Demonstrate, log: Log, redis: AwaitRedis
+        self, prompts: Stream[Prompt], ledger: Ledger, attempts: Attempts, log: Log, redis: AwaitRedis
     ) -> None:
-        self._prompts, self._ledger, self._demonstrate, self._log = prompts, ledger, demonstrate, log
+        self._prompts, self._ledger, self._attempts, self._log = prompts, ledger, attempts, log
         self._await_redis = redis
         prompts.on_dead = self._on_dead
 
@@ -48,7 +49,7 @@ class DemonstrationLoop:
         if not messages:
             return
         prompts = [message.body for message in messages]
-        rows = list(zip(prompts, await asyncio.to_thread(self._demonstrate, prompts), strict=True))
+        rows = list(zip(prompts, await asyncio.to_thread(self._attempts, prompts), strict=True))
         await asyncio.gather(*(self._settle_in_turn(rows[lane::AT_ONCE]) for lane in range(AT_ONCE)))
         # last, so that a crash before it only repeats what counts once
         await self._await_redis(lambda: self._prompts.acknowledge(messages))
@@ -57,19 +58,18 @@ class DemonstrationLoop:
         for prompt, row in rows:
             await self._settle(prompt, row)
 
-    async def _settle(self, prompt: Prompt, row: Rollout | GroupRejected) -> None:
+    async def _settle(self, prompt: Prompt, row: list[Rollout] | GroupRejected) -> None:
         if isinstance(row, GroupRejected):
             return await self._give_up(prompt, str(row))
         try:
-            scored = complete(row)
+            scored = [complete(attempt) for attempt in row]
         except WireError as error:
             return await self._give_up(prompt, str(error))
         await self._await_redis(lambda: self._join(row, scored))
 
-    async def _join(self, row: Rollout, scored: ScoredAttempt) -> None:
-        (joined,) = await self._ledger.join([scored])
-        if joined.state == "complete":
-            await self._ledger.emit((ready(row), row.tokens))
+    async def _join(self, row: list[Rollout], scored: list[ScoredAttempt]) -> None:
+        if (await self._ledger.join(scored))[-1].state == "complete":
+            await self._ledger.emit((ready(row), sum(one.tokens for one in row)))
 
     async def _give_up(self, prompt: Prompt, why: str) -> None:
         self._log.warning("row_rejected", run=self._ledger.keys.run, group=prompt.group_id, row=prompt.row, why=why)
