@@ -64,7 +64,7 @@ class Branches:
 
     def weights(self, record: RunRecord, step: int) -> dict[str, torch.Tensor]:
         folder = self.home / "runs" / record.run / "checkpoints"
-        return Checkpoints(folder, owner_of(record), 2, Log("trainer")).read(step).state["weights"]
+        return Checkpoints(folder, owner_of(record), 2, Log("trainer")).read(step).state()["weights"]
 
 
 def equal(ours: dict[str, torch.Tensor], theirs: dict[str, torch.Tensor]) -> bool:
