@@ -53,8 +53,8 @@ async def test_a_commit_names_what_was_measured(redis: Redis, tmp_path: Path) ->
     metrics = (await bench.records())[-1].metrics
     assert set(metrics) == {
         "loss", "reward_mean", "reward_std", "advantage_abs_mean", "ratio_mean", "ratio_deviation_max",
-        "clip_fraction", "kl", "entropy", "logprob_diff_mean_abs", "grad_norm", "learning_rate", "groups", "attempts", "tokens",
-        "response_tokens", "trained_tokens", "response_length_mean", "staleness_mean", "staleness_max",
+        "clip_fraction", "kl", "entropy", "logprob_diff_mean_abs", "grad_norm", "learning_rate", "groups", "attempts",
+        "tokens", "response_tokens", "trained_tokens", "response_length_mean", "staleness_mean", "staleness_max",
         "staleness_token_mean", "staleness_in_flight_mean", "staleness_in_queue_mean", "truncated_fraction",
         "seconds_wait", "seconds_fetch", "seconds_train", "seconds_total", "tokens_per_second", "step_skipped",
     }  # fmt: skip

@@ -135,7 +135,7 @@ async def test_a_tampered_payload_in_redis_differs_and_an_undecodable_one_is_nam
 async def test_a_damaged_checkpoint_in_the_range_is_named_and_left_where_it_is(redis: Redis, tmp_path: Path) -> None:
     await recorded(redis, tmp_path, trainer={"archive": True})
     folder = tmp_path / "runs" / "r1" / "checkpoints" / "step_000002"
-    with (folder / "weights.safetensors").open("r+b") as file:
+    with (folder / "__0_0.distcp").open("r+b") as file:
         file.seek(3000)
         file.write(b"\0\1\2\3")
     with pytest.raises(RunRejected, match="checkpoint of run r1 at step 2 is unusable"):
