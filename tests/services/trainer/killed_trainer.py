@@ -131,15 +131,19 @@ def _stop_at(point: Point, checkpoints: _Checkpoints, stop: Callable[[], None]) 
 
     async def stopping_async(*args: Any, **kwargs: Any) -> Any:
         here = is_here()
-        result = None if here and not point.after else await original(*args, **kwargs)
-        if here:
+        if here and not point.after:
+            await asyncio.to_thread(stop)
+        result = await original(*args, **kwargs)
+        if here and point.after:
             await asyncio.to_thread(stop)
         return result
 
     def stopping(*args: Any, **kwargs: Any) -> Any:
         here = is_here()
-        result = None if here and not point.after else original(*args, **kwargs)
-        if here:
+        if here and not point.after:
+            stop()
+        result = original(*args, **kwargs)
+        if here and point.after:
             stop()
         return result
 
