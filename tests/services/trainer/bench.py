@@ -102,7 +102,7 @@ class Outcome:
     """What a run leaves behind."""
 
     tensors: dict[str, torch.Tensor]
-    """Weights and optimizer of the newest checkpoint, and the exported weights, by part and name."""
+    """Weights and optimizer of every model of the newest checkpoint, and the exported weights, by part and name."""
     checkpoints: list[str]
     """Names of what is in their folder, but for what was set aside."""
     records: list[Any]
@@ -123,7 +123,8 @@ async def outcome(bench: Bench) -> Outcome:
     assert record is not None
     kept = Checkpoints(bench.folder / "checkpoints", owner_of(record), 2, Log("trainer"))
     state = kept.read(kept.steps()[-1]).state()
-    parts = {part: state[part] for part in ("weights", "optimizer")}
+    parts = {part: tensors for part, tensors in state.items() if "random" not in part}
+    assert parts.keys() >= {"weights", "optimizer"}
     parts["export"] = load_file(bench.folder / "export" / "model.safetensors")
     tensors = {f"{part}/{name}": tensor for part, named in parts.items() for name, tensor in named.items()}
     redis = bench.redis

@@ -32,11 +32,11 @@ def small_model(folder: Path) -> Path:
     return folder
 
 
-def run_settings(model: Path, kind: str = "rl", **sections: Any) -> RunSettings:
+def run_settings(folder: Path, kind: str = "rl", **sections: Any) -> RunSettings:
     tree = {
         "name": "r1",
         "kind": kind,
-        "model": {"path": str(model)},
+        "model": {"path": str(folder)},
         "data": {"datasets": [{"name": "sums"}]},
         "rollout": {"group_size": GROUP_SIZE, "groups_per_step": 3},
         "trainer": {"steps": 4, "learning_rate": 1e-3, "checkpoint_every": 2, "max_tokens_per_gpu": 64},

@@ -126,6 +126,47 @@ async def test_one_that_is_killed_while_groups_leave_redis_ends_the_same(
     await ends_like(hurt, expected)
 
 
+RUNS = {
+    "ppo with a moving reference": {
+        "advantage": {"estimator": "ppo"},
+        "kl": {"reward_coef": 0.1, "refresh_every": 3},
+        "updates_per_step": 3,
+        "epochs": 2,
+    },
+    "masters in float32": {"weight_decay": 0.1},
+}
+PARTS = {
+    "ppo with a moving reference": {
+        "weights",
+        "optimizer",
+        "critic_weights",
+        "critic_optimizer",
+        "reference",
+        "export",
+    },
+    "masters in float32": {"weights", "optimizer", "export"},
+}
+
+
+@pytest.mark.parametrize("kind", [*RUNS])
+async def test_all_models_of_a_run_are_those_of_one_that_was_not_killed(
+    redis: Redis, redis_url: str, tmp_path: Path, kind: str
+) -> None:
+    dtype = "bfloat16" if kind == "masters in float32" else "float32"
+    run = {"trainer": {"steps": STEPS, **RUNS[kind]}, "model": {"dtype": dtype}}
+    await feed(redis, "r1", range(GROUPS))
+    whole = Bench(redis, tmp_path / "unhurt", **run)
+    await whole.train()
+    expected = await outcome(whole)
+    assert {name.partition("/")[0] for name in expected.tensors} == PARTS[kind]
+    await redis.flushdb()
+    await feed(redis, "r1", range(GROUPS))
+    hurt = Bench(redis, tmp_path / "hurt", **run)
+    late = Hold(Point(WRITE_ITEM, checkpoint=2), until=Point(COMMIT, 5, after=True))
+    await train_until_killed(redis_url, hurt.home, [Point(SYNC, 3, after=True, checkpoint=2)], late, **run)
+    await ends_like(hurt, expected)
+
+
 async def test_a_trainer_that_is_killed_at_every_second_intent_and_third_commit_ends_all_the_same(
     redis: Redis, redis_url: str, tmp_path: Path
 ) -> None:

@@ -10,6 +10,7 @@ from redis.asyncio import Redis
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from services.trainer.checkpoint import Checkpoints, Writing
 from shared.messages import StepCommit, StepIntent
 from shared.runs import Runs
 from shared.scripts import Ledger
@@ -139,6 +140,18 @@ async def test_a_run_without_any_engine_can_be_stopped(
             await asyncio.sleep(0.01)
     await asyncio.wait_for(training, 20)
     assert await bench.state() == "stopped"
+
+
+async def test_a_checkpoint_that_cannot_be_written_ends_the_trainer_while_it_waits_for_groups(
+    redis: Redis, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(self: Checkpoints, writing: Writing) -> None:
+        raise OSError("no space left on device")
+
+    monkeypatch.setattr(Checkpoints, "finish", fail)
+    await feed(redis, "r1", range(6))
+    with pytest.raises(OSError, match="no space left"):
+        await asyncio.wait_for(Bench(redis, tmp_path).train(), 20)
 
 
 async def test_a_publication_that_fails_ends_the_trainer_while_it_waits_for_groups(
