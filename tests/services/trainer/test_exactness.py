@@ -1,5 +1,6 @@
 """A trainer killed at any point ends with the weights, and leaves the ledger, of one that was not, bit for bit."""
 
+import signal
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -170,10 +171,13 @@ async def test_all_models_of_a_run_are_those_of_one_that_was_not_killed(
 async def test_a_trainer_that_is_killed_at_every_second_intent_and_third_commit_ends_all_the_same(
     redis: Redis, redis_url: str, tmp_path: Path
 ) -> None:
+    """With a checkpoint after every step: each one waits for the one before, so that every life brings the run on."""
     expected = await unhurt(redis, tmp_path)
-    hurt = await fed(redis, tmp_path)
-    kills = 0
-    while await exit_code(redis_url, hurt.home, [Point(COMMIT, 3), Point(INTEND, 2, after=True)], **RUN):
+    await feed(redis, "r1", range(GROUPS))
+    run = {"trainer": {"steps": STEPS, "checkpoint_every": 1}}
+    hurt, kills = Bench(redis, tmp_path / "hurt", **run), 0
+    while code := await exit_code(redis_url, hurt.home, [Point(COMMIT, 3), Point(INTEND, 2, after=True)], **run):
+        assert code == -signal.SIGKILL
         kills += 1
         assert kills < 20
     assert kills >= 2

@@ -1,6 +1,7 @@
 """Recorded steps, trained again: equal bit for bit, different where a setting is, and a sentence for what is gone."""
 
 import asyncio
+import contextlib
 import json
 import sys
 from pathlib import Path
@@ -174,7 +175,12 @@ async def test_the_process_writes_a_line_for_each_step_and_its_exit_code_is_the_
         child = await asyncio.create_subprocess_exec(
             *command, env=environ, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.DEVNULL
         )
-        out, _ = await asyncio.wait_for(child.communicate(), 60)
+        try:
+            out, _ = await asyncio.wait_for(child.communicate(), 60)
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                child.kill()
+            await child.wait()
         return child.returncode, [json.loads(line) for line in out.decode().splitlines()]
 
     code, lines = await process("--from", "3", "--to", "4")
