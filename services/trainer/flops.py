@@ -22,7 +22,7 @@ PEAK_FLOPS = {
 
 @dataclass(frozen=True, slots=True)
 class TrainingFlops:
-    """Model FLOPs of one forward and backward pass (Chowdhery et al. 2022, PaLM, appendix B); recompute is not counted."""
+    """Model FLOPs of forward and backward pass (Chowdhery et al. 2022, PaLM, appendix B); recompute is not counted."""
 
     matrices: int
     """Weights that every token is multiplied with: all matrices but the embedding's look-up."""

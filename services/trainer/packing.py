@@ -85,7 +85,7 @@ def pack(
 def _units(batch: TrainingBatch, wanted: torch.Tensor, pairs: bool) -> list[torch.Tensor]:
     """What stays together, the longest first: neighbours of similar length leave attention little padding."""
     if not pairs:
-        return list(wanted[torch.argsort(batch.lengths[wanted], descending=True, stable=True)].split(1))
+        return list(wanted[torch.argsort(batch.lengths[wanted], descending=True, stable=True)].unsqueeze(1))
     first = (batch.lengths.cumsum(0) - batch.lengths)[wanted]
     pair = batch.pair[first] // 2
     units = [wanted[pair == number] for number in pair.unique().tolist()]

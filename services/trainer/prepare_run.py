@@ -1,5 +1,6 @@
 """A run's settings -> everything that its training loop needs: model, optimizer, newest checkpoint, streams."""
 
+import contextlib
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -142,7 +143,9 @@ async def _is_stopping(runs: Runs, run: str, redis: AwaitRedis) -> bool:
 async def _close(
     versions: PublishedVersions | CountedVersions, publisher: WeightService | None, writer: CheckpointWriter
 ) -> None:
-    await versions.close()
-    await writer.close()
-    if publisher is not None:
-        await publisher.close()
+    """Close each of them, even if the one before fails or the wait for it is cancelled."""
+    async with contextlib.AsyncExitStack() as stack:
+        if publisher is not None:
+            stack.push_async_callback(publisher.close)
+        stack.push_async_callback(writer.close)
+        stack.push_async_callback(versions.close)

@@ -1,4 +1,4 @@
-"""A model -> the same model with every layer's parameters sharded over the ranks (FSDP2), gathered as they are needed."""
+"""A model -> the same model with every layer's parameters sharded over the ranks (FSDP2), gathered when needed."""
 
 from typing import cast
 

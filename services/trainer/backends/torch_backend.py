@@ -1,4 +1,4 @@
-"""A Hugging Face model on one device or sharded over ranks: packed micro-batches -> AdamW steps, weights, state, export."""
+"""A Hugging Face model on one device or sharded over ranks: packed micro-batches -> AdamW steps, state, export."""
 
 import math
 import shutil
@@ -61,7 +61,7 @@ class TorchBackend:
     def train_step(
         self, micro_batches: list[MicroBatch], loss: LossFunction, learning_rate: float | None, seed: int
     ) -> dict[str, float]:
-        """See Backend. A gradient that is not finite skips the step: the weights stay as they are."""
+        """See Backend. The weights stay as they are if the gradient is not finite, or if no token is trained."""
         torch.manual_seed(seed)
         self._masters.zero_grad()
         totals = LossTotals()
@@ -71,7 +71,8 @@ class TorchBackend:
             part.loss.backward()
             totals.add(part, len(on_device.packed.rows))
         norm = float(whole(nn.utils.clip_grad_norm_(self._masters.named.values(), self._max_grad_norm)))
-        if math.isfinite(norm) and learning_rate is not None:
+        # without a token the gradient is 0, by which weights would decay and moments fade
+        if math.isfinite(norm) and learning_rate is not None and totals.trained_tokens(self._ranks):
             self._move(learning_rate)
         self._masters.zero_grad()
         return {**totals.metrics(self._ranks), "grad_norm": norm, "step_skipped": float(not math.isfinite(norm))}

@@ -27,10 +27,14 @@ class LossTotals:
         for name, value in part.maxima.items():
             self._maxima[name] = torch.maximum(self._maxima[name], value) if name in self._maxima else value
 
+    def trained_tokens(self, ranks: Ranks) -> int:
+        """Of all ranks, each of which must ask."""
+        return int(ranks.sum(torch.tensor(self._tokens)))
+
     def metrics(self, ranks: Ranks) -> dict[str, float]:
         """Of all ranks, each of which must have a part: loss and totals as they are, means over tokens, and maxima."""
-        tokens = float(ranks.sum(torch.tensor(float(self._tokens), dtype=torch.float64)))
-        means = {name: value / max(tokens, 1.0) for name, value in _combined(self._sums, ranks.sum).items()}
+        tokens = self.trained_tokens(ranks)
+        means = {name: value / max(tokens, 1) for name, value in _combined(self._sums, ranks.sum).items()}
         totals, maxima = _combined(self._totals, ranks.sum), _combined(self._maxima, ranks.maximum)
         return {"loss": 0.0, **means, **totals, **maxima}
 

@@ -1,4 +1,4 @@
-"""One run under training in this process, a way to kill its trainer at any point, and what must be the same after."""
+"""One run under training in this process, a way to end its trainer at any point, and what must be the same after."""
 
 import asyncio
 import inspect
@@ -12,9 +12,12 @@ import torch
 from redis.asyncio import Redis
 from safetensors.torch import load_file
 
+from services.trainer.checkpoint import Checkpoints
+from services.trainer.recorded_run import owner_of
 from services.trainer.serve_run import train_run
 from services.trainer.step_ledger import StepLedger
 from shared.accounts import undecided
+from shared.logs import Log
 from shared.messages import StepCommit, StepIntent
 from shared.runs import Runs
 from shared.scripts import Ledger
@@ -68,7 +71,7 @@ async def until_version(redis: Redis, version: int) -> None:
 
 
 class Killed(BaseException):
-    """The process is gone at this point."""
+    """The trainer ends at this point, in a process that goes on; see killed_trainer for one that does not."""
 
 
 def kill_at(monkeypatch: pytest.MonkeyPatch, owner: Any, name: str, call: int = 1, after: bool = False) -> None:
@@ -100,12 +103,15 @@ class Outcome:
     """What a run leaves behind."""
 
     tensors: dict[str, torch.Tensor]
-    """Weights and optimizer of the newest checkpoint."""
+    """Weights and optimizer of every model of the newest checkpoint, and the exported weights, by part and name."""
+    checkpoints: list[str]
+    """Names of what is in their folder, but for what was set aside."""
     records: list[Any]
     ledger: dict[str, Any]
     """Counters, accounts, bitmaps, and the groups that are still in Redis."""
 
     def must_equal(self, other: "Outcome") -> None:
+        assert self.checkpoints == other.checkpoints
         assert self.tensors.keys() == other.tensors.keys()
         for name, tensor in other.tensors.items():
             assert torch.equal(self.tensors[name], tensor), name
@@ -114,8 +120,14 @@ class Outcome:
 
 
 async def outcome(bench: Bench) -> Outcome:
-    checkpoint = max((bench.folder / "checkpoints").glob("step_*"))
-    tensors = [load_file(checkpoint / f"{name}.safetensors") for name in ("weights", "optimizer")]
+    record = await Runs(bench.redis).get("r1")
+    assert record is not None
+    kept = Checkpoints(bench.folder / "checkpoints", owner_of(record), 2, Log("trainer"))
+    state = kept.read(kept.steps()[-1]).state()
+    parts = {part: tensors for part, tensors in state.items() if "random" not in part}
+    assert parts.keys() >= {"weights", "optimizer"}
+    parts["export"] = load_file(bench.folder / "export" / "model.safetensors")
+    tensors = {f"{part}/{name}": tensor for part, named in parts.items() for name, tensor in named.items()}
     redis = bench.redis
     ledger: dict[str, Any] = {
         "counters": await Ledger(redis, KEYS).counters(),
@@ -124,7 +136,13 @@ async def outcome(bench: Bench) -> Outcome:
         "groups": sorted(await redis.keys(KEYS.group(0).removesuffix("0").replace("{", "[{]") + "*")),
         "undecided": undecided({k.decode(): int(v) for k, v in (await redis.hgetall(KEYS.accounts)).items()}),
     }
-    return Outcome({**tensors[0], **tensors[1]}, [identity(record) for record in await bench.records()], ledger)
+    return Outcome(tensors, checkpoint_folders(bench), [identity(record) for record in await bench.records()], ledger)
+
+
+def checkpoint_folders(bench: Bench) -> list[str]:
+    """Checkpoints, and those that are not whole; without the damaged ones and those that were ahead of the ledger."""
+    names = sorted(path.name for path in (bench.folder / "checkpoints").iterdir())
+    return [name for name in names if not name.startswith(("damaged_", "ahead_of_ledger_"))]
 
 
 def identity(record: StepIntent | StepCommit) -> Any:

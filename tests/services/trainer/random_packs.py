@@ -29,10 +29,14 @@ SIZES = {
 
 def pack_of(lengths: list[int], seed: int = 0) -> PackedSequences:
     """One pack; about 6 of 10 tokens are trained, and one at least of each sequence that has more than one."""
-    random = np.random.default_rng(seed)
-    batch = training_batch([_rollout(number, length, random) for number, length in enumerate(lengths)])
-    (packed,) = pack(batch, sum(lengths))
+    (packed,) = pack(training_batch(rollouts_of(lengths, seed)), sum(lengths))
     return packed
+
+
+def rollouts_of(lengths: list[int], seed: int = 0) -> list[Rollout]:
+    """One of each length, prompt and response together, as groups of one."""
+    random = np.random.default_rng(seed)
+    return [_rollout(number, length, random) for number, length in enumerate(lengths)]
 
 
 def _rollout(number: int, length: int, random: np.random.Generator) -> Rollout:

@@ -35,11 +35,11 @@ def small_model(folder: Path) -> Path:
     return folder
 
 
-def run_settings(model: Path, kind: str = "rl", **sections: Any) -> RunSettings:
+def run_settings(folder: Path, kind: str = "rl", **sections: Any) -> RunSettings:
     tree = {
         "name": "r1",
         "kind": kind,
-        "model": {"path": str(model)},
+        "model": {"path": str(folder)},
         "data": {"datasets": [{"name": "sums"}]},
         "rollout": {"groups_per_step": 3, **({"group_size": GROUP_SIZE} if kind == "rl" else {})},
         "trainer": {"steps": 4, "learning_rate": 1e-3, "checkpoint_every": 2, "max_tokens_per_gpu": 64},

@@ -5,6 +5,8 @@ from dataclasses import replace
 import torch
 
 from services.trainer.batch_metrics import batch_metrics
+from services.trainer.ranks import OneRank
+from services.trainer.step_table import gather_table
 from services.trainer.training_batch import NO_VERSION, training_batch
 from shared.messages import Rollout
 from tests.services.trainer.recorded_groups import rollouts
@@ -19,7 +21,7 @@ def sampled_by(rollout: Rollout, *versions: int) -> Rollout:
 def test_staleness_is_counted_in_flight_in_queue_and_by_token() -> None:
     one, two = rollouts(0)[0], rollouts(1)[0]
     batch = [sampled_by(one, 3, 5), sampled_by(two, 6)]
-    metrics = batch_metrics(batch, 7, is_rl=True)
+    metrics = batch_metrics(gather_table(batch, OneRank())[0], 7, is_rl=True)
     assert metrics["staleness_in_flight_mean"] == (2 + 0) / 2
     assert metrics["staleness_in_queue_mean"] == (2 + 1) / 2
     tokens = len(one.token_ids) + len(two.token_ids)

@@ -8,18 +8,15 @@ import torch
 from services.trainer.backends.torch_backend import AdamW, TorchBackend
 from services.trainer.load_model import load_policy
 from services.trainer.losses.sft import sft_loss
-from services.trainer.losses.token_weights import token_weights
-from services.trainer.packing import MicroBatch, pack
-from services.trainer.training_batch import training_batch
-from tests.services.trainer.recorded_groups import rollouts, small_model
+from services.trainer.packing import MicroBatch
+from tests.services.trainer.micro_batches import of_groups
+from tests.services.trainer.recorded_groups import small_model
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")]
 
 
 def micro_batches() -> list[MicroBatch]:
-    batch = training_batch([r for group in range(20) for r in rollouts(group)])
-    weights = token_weights(batch.loss_mask, batch.attempt, "token")
-    return pack(batch, torch.ones(len(weights)), weights, 300)
+    return of_groups(range(20), 300)
 
 
 def backend(folder: Path, device: str, dtype: torch.dtype) -> TorchBackend:

@@ -10,6 +10,7 @@ from redis.asyncio import Redis
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from services.trainer.checkpoint import Checkpoints, Writing
 from shared.messages import StepCommit, StepIntent
 from shared.runs import Runs
 from shared.scripts import Ledger
@@ -53,14 +54,15 @@ async def test_a_commit_names_what_was_measured(redis: Redis, tmp_path: Path) ->
     metrics = (await bench.records())[-1].metrics
     assert set(metrics) == {
         "loss", "reward_mean", "reward_std", "advantage_abs_mean", "ratio_mean", "ratio_deviation_max",
-        "clip_fraction", "kl", "logprob_diff_mean_abs", "grad_norm", "learning_rate", "groups", "attempts", "tokens",
-        "response_tokens", "response_length_mean", "staleness_mean", "staleness_max",
+        "clip_fraction", "kl", "entropy", "logprob_diff_mean_abs", "grad_norm", "learning_rate", "groups", "attempts",
+        "tokens", "response_tokens", "trained_tokens", "response_length_mean", "staleness_mean", "staleness_max",
         "staleness_token_mean", "staleness_in_flight_mean", "staleness_in_queue_mean", "truncated_fraction",
         "seconds_wait", "seconds_fetch", "seconds_train", "seconds_total", "tokens_per_second", "step_skipped",
     }  # fmt: skip
     assert metrics["attempts"] == 12
     assert metrics["grad_norm"] > 0
     assert metrics["tokens"] == metrics["response_tokens"] + 12 * 5
+    assert metrics["trained_tokens"] == metrics["response_tokens"]
 
 
 async def test_an_sft_run_trains_without_publishing_and_its_counter_moves(redis: Redis, tmp_path: Path) -> None:
@@ -138,6 +140,18 @@ async def test_a_run_without_any_engine_can_be_stopped(
             await asyncio.sleep(0.01)
     await asyncio.wait_for(training, 20)
     assert await bench.state() == "stopped"
+
+
+async def test_a_checkpoint_that_cannot_be_written_ends_the_trainer_while_it_waits_for_groups(
+    redis: Redis, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(self: Checkpoints, writing: Writing) -> None:
+        raise OSError("no space left on device")
+
+    monkeypatch.setattr(Checkpoints, "finish", fail)
+    await feed(redis, "r1", range(6))
+    with pytest.raises(OSError, match="no space left"):
+        await asyncio.wait_for(Bench(redis, tmp_path).train(), 20)
 
 
 async def test_a_publication_that_fails_ends_the_trainer_while_it_waits_for_groups(

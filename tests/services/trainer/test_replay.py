@@ -1,6 +1,7 @@
 """Recorded steps, trained again: equal bit for bit, different where a setting is, and a sentence for what is gone."""
 
 import asyncio
+import contextlib
 import json
 import sys
 from pathlib import Path
@@ -138,7 +139,7 @@ async def test_a_tampered_payload_in_redis_differs_and_an_undecodable_one_is_nam
 async def test_a_damaged_checkpoint_in_the_range_is_named_and_left_where_it_is(redis: Redis, tmp_path: Path) -> None:
     await recorded(redis, tmp_path, trainer={"archive": True})
     folder = tmp_path / "runs" / "r1" / "checkpoints" / "step_000002"
-    with (folder / "weights.safetensors").open("r+b") as file:
+    with (folder / "__0_0.distcp").open("r+b") as file:
         file.seek(3000)
         file.write(b"\0\1\2\3")
     with pytest.raises(RunRejected, match="checkpoint of run r1 at step 2 is unusable"):
@@ -177,7 +178,12 @@ async def test_the_process_writes_a_line_for_each_step_and_its_exit_code_is_the_
         child = await asyncio.create_subprocess_exec(
             *command, env=environ, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.DEVNULL
         )
-        out, _ = await asyncio.wait_for(child.communicate(), 60)
+        try:
+            out, _ = await asyncio.wait_for(child.communicate(), 60)
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                child.kill()
+            await child.wait()
         return child.returncode, [json.loads(line) for line in out.decode().splitlines()]
 
     code, lines = await process("--from", "3", "--to", "4")

@@ -1,12 +1,15 @@
 """Redis that lost its last writes: the trainer goes back in process, and every group is in exactly one step."""
 
 import asyncio
+import threading
 from pathlib import Path
 from typing import Any
 
 import pytest
 from redis.asyncio import Redis
 
+from services.trainer.checkpoint import Checkpoints, Writing
+from services.trainer.checkpoint_writer import CheckpointWriter
 from services.trainer.step_ledger import StepLedger
 from shared.errors import FencedOut, RunRejected
 from shared.messages import Event, StepIntent
@@ -93,6 +96,36 @@ async def test_a_rolled_back_redis_makes_the_trainer_go_back_and_the_run_ends_as
     assert rewound.detail["from"] >= begin
     assert rewound.detail["to"] <= begin
     assert not any(counter.startswith("failures") for counter in found.ledger["counters"])
+
+
+async def test_a_checkpoint_that_is_under_way_when_redis_turns_out_to_be_behind_is_whole_before_the_trainer_goes_back(
+    redis: Redis, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    unhurt = Bench(redis, tmp_path / "unhurt", trainer={"steps": STEPS})
+    await feed(redis, "r1", range(GROUPS))
+    await unhurt.train()
+    expected = await outcome(unhurt)
+    await redis.flushdb()
+
+    closing, finish, close = threading.Event(), Checkpoints.finish, CheckpointWriter.close
+
+    def late(checkpoints: Checkpoints, writing: Writing) -> None:
+        assert writing.step != 4 or closing.wait(20)
+        finish(checkpoints, writing)
+
+    async def noted_close(writer: CheckpointWriter) -> None:
+        closing.set()
+        await close(writer)
+
+    monkeypatch.setattr(Checkpoints, "finish", late)
+    monkeypatch.setattr(CheckpointWriter, "close", noted_close)
+    hurt = Bench(redis, tmp_path / "hurt", trainer={"steps": STEPS})
+    await feed(redis, "r1", range(GROUPS))
+    Rollback(monkeypatch, "commit", 3, 5, range(GROUPS))
+    await asyncio.wait_for(hurt.train(), 60)
+    assert (hurt.folder / "checkpoints" / "ahead_of_ledger_step_000004").is_dir()
+    (await outcome(hurt)).must_equal(expected)
+    assert sorted(await trained_by(hurt)) == list(range(GROUPS))
 
 
 async def test_groups_that_redis_lost_while_they_waited_are_trained_once_when_they_come_again(

@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import sys
 from collections.abc import AsyncIterator
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ from redis.asyncio import Redis
 from safetensors.torch import load_file
 
 from services.trainer.serve_run import serve
+from services.trainer.team import Team
 from shared.runs import ENDED, Runs
 from shared.scripts import Ledger
 from shared.service import Place, follow_runs
@@ -23,7 +25,7 @@ from tests.services.trainer.recorded_groups import feed, run_settings, serving, 
 async def test_a_run_whose_model_is_missing_fails_with_one_sentence(redis: Redis, tmp_path: Path) -> None:
     record = await start_run(redis, run_settings(tmp_path / "nowhere"))
     place: Place = serving(redis, record, tmp_path).place
-    follower = asyncio.create_task(follow_runs(place, "trainer", serve, ("rl", "sft")))
+    follower = asyncio.create_task(follow_runs(place, "trainer", partial(serve, team=Team()), ("rl", "sft")))
     async with asyncio.timeout(20):
         while (ended := await Runs(redis).get("r1")) is None or ended.state not in ENDED:
             await asyncio.sleep(0.05)
