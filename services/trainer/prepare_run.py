@@ -25,6 +25,8 @@ from services.trainer.select_groups import load_selection
 from services.trainer.step_ledger import StepLedger
 from services.trainer.take_up import manifest_of, take_up
 from services.trainer.team import Team
+from services.trainer.tell import tell
+from services.trainer.watch_steps import watch_of
 from shared.await_redis import AwaitRedis
 from shared.messages import GroupReady
 from shared.run_settings import RunSettings
@@ -100,6 +102,8 @@ async def prepare_run(
         fetch=partial(fetch_step, redis, keys, folder),
         share=partial(team.share, settings),
         learner=learner,
+        ranks=team.ranks.size,
+        watch=watch_of(serving.run, settings, partial(tell, redis, serving.run, log)),
         versions=versions,
         writer=writer,
         manifest=manifest,

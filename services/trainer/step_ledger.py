@@ -64,10 +64,10 @@ class StepLedger:
         for group in groups:
             group.stream.release(group.entry_id)
 
-    async def commit(self, intent: StepIntent, metrics: dict[str, float], tokens: int) -> None:
-        """Record a finished step; one that was trained again after a crash is recorded once."""
+    async def commit(self, intent: StepIntent, metrics: dict[str, float], tokens: int) -> bool:
+        """Record a finished step; one that was trained again after a crash is recorded once, and False comes back."""
         commit = StepCommit(intent.step, intent.step, metrics)
-        await self._ledger.commit(self._epoch, commit, intent.group_ids, tokens)
+        return await self._ledger.commit(self._epoch, commit, intent.group_ids, tokens)
 
     async def intents(self, after: int, until: int | None = None) -> list[StepIntent]:
         """Recorded steps after `after` (and up to `until`), in order.
