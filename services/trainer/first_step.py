@@ -79,8 +79,8 @@ def _reference(kl: float | None, bounds: Bounds) -> Iterator[str]:
     if kl is not None and not abs(kl) <= bounds.own_nats:
         yield (
             f"before any training, the policy is {kl:.3g} nats a token away from the reference, which is its own"
-            f" initial model, and at most {bounds.own_nats:g} are expected; look whether the files in model.path have changed"
-            " since the run began, or write trainer.check_first_step = false"
+            f" initial model, and at most {bounds.own_nats:g} are expected; look whether the files in model.path have"
+            " changed since the run began, or write trainer.check_first_step = false"
         )
 
 

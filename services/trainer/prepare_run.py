@@ -27,6 +27,7 @@ from services.trainer.take_up import manifest_of, take_up
 from services.trainer.team import Team
 from services.trainer.tell import tell
 from services.trainer.watch_steps import watch_of
+from services.trainer.write_metrics import MetricsWriter, open_metrics
 from shared.await_redis import AwaitRedis
 from shared.messages import GroupReady
 from shared.run_settings import RunSettings
@@ -59,6 +60,7 @@ class PreparedRun:
     done: int
     """Steps that the newest checkpoint covers."""
     gate: EvaluationGate
+    metrics: MetricsWriter
     learner: Learner
     folder: Path
     background: Sequence[Callable[[], Coroutine[Any, Any, None]]]
@@ -74,6 +76,7 @@ async def prepare_run(
     keys, ledger, await_redis = Keys(serving.run), StepLedger(redis, serving.run), serving.await_redis()
     policy, folder = _policy(settings), run_folder(serving.place.deployment, serving.run)
     note_run(folder, serving.record)
+    metrics = open_metrics(serving, ledger, folder)
     checkpoints = team.checkpoints(folder / "checkpoints", owner_of(serving.record), settings, log)
     await take_up_branch(serving, checkpoints)
     device = choose_device(settings.engine.device)
@@ -113,8 +116,9 @@ async def prepare_run(
         redis=await_redis,
         log=log,
     )
-    background = [buffer.keep_leases, *([publisher.serve_joiners] if publisher else [])]
-    return PreparedRun(loop, done, gate, learner, folder, background, partial(_close, versions, publisher, writer))
+    background = [buffer.keep_leases, metrics.follow, *([publisher.serve_joiners] if publisher else [])]
+    close = partial(_close, versions, publisher, writer, metrics)
+    return PreparedRun(loop, done, gate, metrics, learner, folder, background, close)
 
 
 def _policy(settings: RunSettings) -> BatchPolicy:
@@ -165,9 +169,13 @@ async def _is_stopping(runs: Runs, run: str, redis: AwaitRedis) -> bool:
 
 
 async def _close(
-    versions: PublishedVersions | CountedVersions, publisher: WeightService | None, writer: CheckpointWriter
+    versions: PublishedVersions | CountedVersions,
+    publisher: WeightService | None,
+    writer: CheckpointWriter,
+    metrics: MetricsWriter,
 ) -> None:
     await versions.close()
     await writer.close()
+    await metrics.close()
     if publisher is not None:
         await publisher.close()

@@ -47,9 +47,13 @@ class StepLedger:
         counts = await self._ledger.counters()
         return Position(counts.get("step", 0), counts.get("intended", 0), counts.get("forgotten_step", 0))
 
+    async def is_taken_over(self) -> bool:
+        """Whether another trainer has taken this run over."""
+        return await self._written_epoch() > self._epoch
+
     async def check(self, done: int) -> None:
         """Raise what a write of the step after `done` would raise now."""
-        epoch = int(cast(bytes | None, await self._redis.get(self._keys.trainer_epoch)) or 0)
+        epoch = await self._written_epoch()
         if epoch > self._epoch:
             raise FencedOut(f"run {self._keys.run}: another trainer took this run over; this one stops")
         position = await self.position()
@@ -84,6 +88,9 @@ class StepLedger:
         """The metrics of committed steps."""
         records = await self._records(after, until)
         return {record.step: record.metrics for record in records if isinstance(record, StepCommit)}
+
+    async def _written_epoch(self) -> int:
+        return int(cast(bytes | None, await self._redis.get(self._keys.trainer_epoch)) or 0)
 
     async def _records(self, after: int, until: int | None) -> list[StepRecord]:
         found: list[StepRecord] = []

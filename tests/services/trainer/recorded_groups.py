@@ -1,7 +1,7 @@
 """What feeds a trainer under test: scored groups in Redis, a run's settings, and a publisher that only takes notes."""
 
 import asyncio
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -74,12 +74,19 @@ def rollouts(group_id: int, kind: str = "rl") -> tuple[Rollout, ...]:
     return tuple(_rollout(random, group_id, attempt, kind, prompt) for attempt in range(_size(kind)))
 
 
-async def feed(redis: Redis, run: str, group_ids: Iterable[int], kind: str = "rl", version: int = 0) -> None:
-    """Store the groups' payloads and emit them, as the reward worker does."""
+async def feed(
+    redis: Redis,
+    run: str,
+    group_ids: Iterable[int],
+    kind: str = "rl",
+    version: int = 0,
+    change: Callable[[Rollout], Rollout] = lambda rollout: rollout,
+) -> None:
+    """Store the groups' payloads and emit them, as the reward worker does; `change` is made to each attempt."""
     ledger, codec = Ledger(redis, Keys(run)), Codec[Rollout](Rollout)
     for group_id in group_ids:
         await ledger.advance("next_group_id", group_id + 1)
-        attempts = rollouts(group_id, kind)
+        attempts = [change(rollout) for rollout in rollouts(group_id, kind)]
         for rollout in attempts:
             await ledger.join(group_id, len(attempts), rollout.attempt, codec.encode(rollout), margins(rollout))
         lengths = [len(r.prompt_ids) + len(r.token_ids) for r in attempts]
@@ -113,7 +120,7 @@ class NotedVersions:
 
 
 def _size(kind: str) -> int:
-    return 1 if kind == "sft" else GROUP_SIZE
+    return {"sft": 1, "dpo": 2}.get(kind, GROUP_SIZE)
 
 
 def _rollout(random: np.random.Generator, group_id: int, attempt: int, kind: str, prompt: Any) -> Rollout:
