@@ -18,7 +18,7 @@ WITHOUT_PACKAGE = "jsonl"
 
 def choose_sinks(names: list[SinkName]) -> dict[SinkName, OpenSink]:
     """RunRejected with what to install."""
-    missing = [name for name in names if name != WITHOUT_PACKAGE and not _is_installed(name)]
+    missing = [name for name in names if name != WITHOUT_PACKAGE and not is_installed(name)]
     if missing:
         raise RunRejected(
             f"metrics.sinks names {', '.join(missing)}, which is not installed where the trainer runs; run `pip install"
@@ -27,7 +27,7 @@ def choose_sinks(names: list[SinkName]) -> dict[SinkName, OpenSink]:
     return {name: OPENERS[name] for name in names}
 
 
-def _is_installed(package: str) -> bool:
+def is_installed(package: str) -> bool:
     """A mere folder of that name, such as wandb leaves where it ran, is found too, and has no file."""
     spec = find_spec(package)
     return spec is not None and spec.origin is not None
