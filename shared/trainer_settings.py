@@ -183,7 +183,8 @@ class TrainerSettings(Settings):
     """End the run if its first step, before any training, finds that trainer and engine disagree, or the policy and a
     reference that should be the same."""
     logprob_diff_alarm: Amount = 0.0
-    """Mean nats between trainer and engine beyond which a step raises an event; 0 for none."""
+    """Mean nats between trainer and engine, over a step's tokens or over those of its own version, beyond which the run
+    gets an event; 0 for none."""
     max_tokens_per_gpu: Count = 8192
     """Token budget of one packed forward pass; a longer sequence goes alone."""
     recompute: bool = False

@@ -30,7 +30,8 @@ class Backend(Predictor, Protocol):
     def train_step(
         self, micro_batches: list[MicroBatch], loss: LossFunction, learning_rate: float | None, seed: int
     ) -> dict[str, float]:
-        """One optimizer step over all micro-batches of all ranks; metrics of the loss, `grad_norm`, `step_skipped`.
+        """One optimizer step over all micro-batches of all ranks; returns the metrics of the loss, and beside them
+        `grad_norm`, `step_skipped` and `seconds_optimizer`.
 
         Without a learning rate the metrics are made and nothing moves.
         """

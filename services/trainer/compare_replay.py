@@ -10,7 +10,7 @@ from services.trainer.backend import State
 from services.trainer.weight_buckets import checksum
 from shared.messages import WeightVersion
 
-TIMES = ("seconds_", "tokens_per_second")
+MACHINE = ("seconds_", "critic_seconds_", "tokens_per_second", "mfu", "gpu_memory_")
 """Metrics that tell of the machine and not of the step."""
 COMPARED = ("weights", "optimizer")
 """Files of a checkpoint that hold what a step changes."""
@@ -37,6 +37,11 @@ class WeightCheck:
 NAMES_SHOWN = 3
 
 
+def of_the_step(metrics: Mapping[str, float]) -> dict[str, float]:
+    """The metrics that are the same on every machine of a kind."""
+    return {name: value for name, value in metrics.items() if not name.startswith(MACHINE)}
+
+
 def differing_metrics(recorded: Mapping[str, float], replayed: Mapping[str, float]) -> dict[str, Pair]:
     """Every number that training computed and that is not the same, to the last bit."""
     ours = {name: value for name, value in replayed.items() if math.isfinite(value)}
@@ -45,8 +50,8 @@ def differing_metrics(recorded: Mapping[str, float], replayed: Mapping[str, floa
 
 
 def not_compared(recorded: Mapping[str, float], replayed: Mapping[str, float]) -> list[str]:
-    """Recorded numbers that are no times and that training does not compute from the step alone."""
-    return sorted(name for name in recorded if name not in replayed and not name.startswith(TIMES))
+    """Recorded numbers that tell of the step and that training does not compute from the step alone."""
+    return sorted(name for name in recorded if name not in replayed and not name.startswith(MACHINE))
 
 
 @torch.no_grad()

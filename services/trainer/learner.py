@@ -29,7 +29,7 @@ class Learner(Protocol):
     """The models that a run trains. All ranks make the same calls in the same order."""
 
     def train(self, rollouts: list[Rollout], intent: StepIntent, share: Share) -> dict[str, float]:
-        """One recorded step; `rollouts` are this rank's, as `share` says. Its metrics but for the times."""
+        """One recorded step; `rollouts` are this rank's, as `share` says. Returns its metrics."""
         ...
 
     def named_tensors(self) -> Iterator[tuple[str, torch.Tensor]]:

@@ -1,7 +1,6 @@
 """Scored groups -> optimizer steps, commits, weight versions and checkpoints, until all steps are done or a stop."""
 
 import math
-import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 
@@ -13,9 +12,11 @@ from services.trainer.publish_versions import Versions
 from services.trainer.retention import Retention
 from services.trainer.sample_buffer import SampleBuffer
 from services.trainer.share_step import Attempts, Share
+from services.trainer.step_clock import StepClock
 from services.trainer.step_ledger import StepLedger
 from services.trainer.stored_limit import StoredLimit
 from services.trainer.take_up import Manifest
+from services.trainer.watch_steps import StepWatch, was_skipped
 from shared.await_redis import AwaitRedis
 from shared.logs import Log
 from shared.messages import Rollout, StepIntent
@@ -32,6 +33,8 @@ class Progress:
     """Steps that the weights in memory have seen."""
     saved: int = 0
     """Steps that the newest checkpoint covers, which may still be written."""
+    skipped: int = 0
+    """Steps of which an update was left out."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +55,9 @@ class TrainingLoop:
     """What this rank trains of a step."""
     fetch: Callable[[StepIntent, Attempts], Awaitable[list[Rollout]]]
     learner: Learner
+    ranks: int
+    """Processes, one a GPU, that train together."""
+    watch: StepWatch
     versions: Versions
     writer: CheckpointWriter
     manifest: Manifest
@@ -62,6 +68,7 @@ class TrainingLoop:
     redis: AwaitRedis
     log: Log
     progress: Progress = field(default_factory=Progress)
+    clock: StepClock = field(default_factory=StepClock)
 
     async def run(self, done: int) -> int:
         """Train from the state after `done` steps; returns the number of steps done at the end, all durable.
@@ -69,18 +76,22 @@ class TrainingLoop:
         Raises:
             LedgerBehind: Redis lost steps that the weights in memory have seen.
             FencedOut: another trainer took the run over.
+            RunRejected: a step is not what the run asserts; it is recorded, and neither committed nor published.
         """
         recorded = {intent.step: intent for intent in await self.redis(lambda: self.ledger.intents(after=done))}
         self.progress.step = self.progress.saved = done
+        self.progress.skipped = await self.redis(lambda: self._skipped_until(done))
+        self.clock.take()
         await self.versions.offer(done)
+        self.clock.lap("publish")
         for step in range(done + 1, self.steps + 1):
-            begun = time.monotonic()
             intent = recorded.get(step) or await self._next_intent(step)
             if intent is None:
                 break
-            await self._step(intent, begun)
+            await self._step(intent)
             if step % self.checkpoint_every == 0 or step == self.steps:
                 await self._checkpoint(step)
+                self.clock.lap("checkpoint")
         done = self.progress.step
         if done == self.steps:
             await self.versions.settle()
@@ -104,30 +115,37 @@ class TrainingLoop:
         await self.redis(lambda: self.ledger.intend(intent, groups, stale))
         return intent
 
-    async def _step(self, intent: StepIntent, begun: float) -> None:
+    async def _step(self, intent: StepIntent) -> None:
         """Train, commit and offer one recorded step."""
-        metrics = await self._train(intent, begun)
+        metrics = await self._train(intent)
         self.progress.step = intent.step
-        await self.redis(lambda: self.ledger.commit(intent, metrics, int(metrics["tokens"])))
+        is_new = await self.redis(lambda: self.ledger.commit(intent, metrics, int(metrics["tokens"])))
+        if is_new:
+            await self.watch.report(intent.step, metrics)
         await self.versions.offer(intent.step)
         self.log.info("step_done", step=intent.step, **metrics)
+        self.clock.lap("publish")
 
-    async def _train(self, intent: StepIntent, begun: float) -> dict[str, float]:
-        received = time.monotonic()
+    async def _train(self, intent: StepIntent) -> dict[str, float]:
+        self.clock.lap("wait")
         share = self.share(intent)
         rollouts = await self.redis(lambda: self.fetch(intent, share.attempts))
-        fetched = time.monotonic()
+        self.clock.lap("fetch")
         metrics = await self.compute.run(self.learner.train, rollouts, intent, share)
-        trained = time.monotonic()
-        seconds = {
-            "seconds_wait": received - begun,
-            "seconds_fetch": fetched - received,
-            "seconds_train": trained - fetched,
-            "seconds_total": trained - begun,
-        }
-        rate = metrics["tokens"] / max(trained - begun, 1e-9)
+        self.clock.lap("train")
+        self.watch.check(intent.step, metrics)
+        self.progress.skipped += was_skipped(metrics)
+        seconds = self.clock.take()
+        rate = metrics["tokens"] / max(seconds["seconds_total"], 1e-9)
+        speed = {"tokens_per_second": rate, "tokens_per_second_per_gpu": rate / self.ranks}
+        found = {**metrics, **seconds, **speed, "steps_skipped": float(self.progress.skipped)}
         # JSON has no name for a number that is not finite; a skipped step says so by step_skipped
-        return {k: v for k, v in {**metrics, **seconds, "tokens_per_second": rate}.items() if math.isfinite(v)}
+        return {name: value for name, value in found.items() if math.isfinite(value)}
+
+    async def _skipped_until(self, done: int) -> int:
+        """What the commit of a step counted; 0 where this run's ledger does not have it, as a branch at its begin."""
+        found = await self.ledger.metrics(done - 1, done) if done else {}
+        return int(found.get(done, {}).get("steps_skipped", 0))
 
     async def _checkpoint(self, step: int) -> None:
         """Copy the state once the ledger that it belongs to is on disk; it is written while the next steps train."""

@@ -10,13 +10,15 @@ from services.trainer.backends.compile_layers import compile_model
 from services.trainer.backends.recompute_layers import recompute_layers
 from services.trainer.backends.torch_backend import AdamW, TorchBackend
 from services.trainer.estimates import Estimators
+from services.trainer.flops import TrainingFlops, training_flops
 from services.trainer.frozen_model import FrozenModel
 from services.trainer.learner import Learner, RankLearner, Reference
 from services.trainer.load_model import load_causal_lm, load_policy
 from services.trainer.ranks import OneRank, Ranks
 from services.trainer.schedule import learning_rate
 from services.trainer.scoring_model import ScoringModel
-from services.trainer.train_step import Critic, Rate, StepTrainer
+from services.trainer.step_costs import StepCosts
+from services.trainer.train_step import Rate, StepTrainer, Trained
 from services.trainer.value_model import ValueModel
 from shared.run_settings import RunSettings
 
@@ -35,7 +37,7 @@ class _Opening:
         self._initial = Path(settings.model.path).expanduser()
 
     def learner(self) -> Learner:
-        policy, critic, reference = self._policy(), self._critic(), self._reference()
+        (policy, flops), critic, reference = self._policy(), self._critic(), self._reference()
         algorithm, trainer = self._algorithm, self._settings.trainer
         estimators = Estimators(
             policy=policy if algorithm.needs_proximal else None,
@@ -44,31 +46,31 @@ class _Opening:
             critic=critic.backend if critic else None,
         )
         steps = StepTrainer(
-            policy=policy,
+            policy=Trained(policy, self._rate(trainer.learning_rate)),
             algorithm=algorithm,
-            learning_rate=self._rate(trainer.learning_rate),
             max_tokens=trainer.max_tokens_per_gpu,
             kind=self._settings.kind,
             ranks=self._ranks,
             estimators=estimators,
+            costs=StepCosts(self._device, self._dtype, self._ranks, flops, algorithm.epochs),
             critic=critic,
         )
         return RankLearner(policy, steps, critic.backend if critic else None, reference)
 
-    def _policy(self) -> TorchBackend:
+    def _policy(self) -> tuple[TorchBackend, TrainingFlops]:
         trust, temperature = self._settings.model.trust_remote_code, self._algorithm.temperature
-        return self._trained(
-            load_policy(self._initial, trust, temperature, self._device, self._algorithm.entropy), self._initial
-        )
+        model = load_policy(self._initial, trust, temperature, self._device, self._algorithm.entropy)
+        flops = training_flops(model.core)
+        return self._trained(model, self._initial), flops
 
-    def _critic(self) -> Critic | None:
+    def _critic(self) -> Trained | None:
         if not self._algorithm.needs_values:
             return None
         critic = self._settings.trainer.critic
         folder = Path(critic.path).expanduser() if critic.path else self._initial
         body = load_causal_lm(folder, self._settings.model.trust_remote_code, self._device)
         backend = self._trained(ValueModel(body, self._settings.seed), folder)
-        return Critic(backend, self._rate(critic.learning_rate))
+        return Trained(backend, self._rate(critic.learning_rate))
 
     def _trained(self, model: ScoringModel, folder: Path) -> TorchBackend:
         trainer = self._settings.trainer

@@ -27,6 +27,9 @@ from services.trainer.step_ledger import StepLedger
 from services.trainer.stored_limit import StoredLimit
 from services.trainer.take_up import manifest_of, take_up
 from services.trainer.team import Team
+from services.trainer.tell import tell
+from services.trainer.watch_steps import watch_of
+from services.trainer.write_metrics import MetricsWriter, open_metrics
 from shared.await_redis import AwaitRedis
 from shared.messages import GroupReady
 from shared.run_settings import RunSettings
@@ -59,6 +62,7 @@ class PreparedRun:
     done: int
     """Steps that the newest checkpoint covers."""
     gate: EvaluationGate
+    metrics: MetricsWriter
     learner: Learner
     folder: Path
     background: Sequence[Callable[[], Coroutine[Any, Any, None]]]
@@ -74,6 +78,7 @@ async def prepare_run(
     keys, ledger, await_redis = Keys(serving.run), StepLedger(redis, serving.run), serving.await_redis()
     policy, folder = _policy(settings), run_folder(serving.place.deployment, serving.run)
     note_run(folder, serving.record)
+    metrics = open_metrics(serving, ledger, folder)
     checkpoints = team.checkpoints(folder / "checkpoints", owner_of(serving.record), settings, log)
     await take_up_branch(serving, checkpoints)
     device = choose_device(settings.engine.device)
@@ -106,6 +111,8 @@ async def prepare_run(
         fetch=partial(fetch_step, redis, keys, folder),
         share=partial(team.share, settings),
         learner=learner,
+        ranks=team.ranks.size,
+        watch=watch_of(serving.run, settings, partial(tell, redis, serving.run, log)),
         versions=versions,
         writer=writer,
         manifest=manifest,
@@ -116,8 +123,9 @@ async def prepare_run(
         redis=await_redis,
         log=log,
     )
-    background = [buffer.keep_leases, *([publisher.serve_joiners] if publisher else [])]
-    return PreparedRun(loop, done, gate, learner, folder, background, partial(_close, versions, publisher, writer))
+    background = [buffer.keep_leases, metrics.follow, *([publisher.serve_joiners] if publisher else [])]
+    close = partial(_close, versions, publisher, writer, metrics)
+    return PreparedRun(loop, done, gate, metrics, learner, folder, background, close)
 
 
 def _policy(settings: RunSettings) -> BatchPolicy:
@@ -141,11 +149,15 @@ async def _is_stopping(runs: Runs, run: str, redis: AwaitRedis) -> bool:
 
 
 async def _close(
-    versions: PublishedVersions | CountedVersions, publisher: WeightService | None, writer: CheckpointWriter
+    versions: PublishedVersions | CountedVersions,
+    publisher: WeightService | None,
+    writer: CheckpointWriter,
+    metrics: MetricsWriter,
 ) -> None:
     """Close each of them, even if the one before fails or the wait for it is cancelled."""
     async with contextlib.AsyncExitStack() as stack:
         if publisher is not None:
             stack.push_async_callback(publisher.close)
+        stack.push_async_callback(metrics.close)
         stack.push_async_callback(writer.close)
         stack.push_async_callback(versions.close)

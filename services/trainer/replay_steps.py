@@ -12,6 +12,7 @@ from services.trainer.compare_replay import (
     against_version,
     differing_metrics,
     not_compared,
+    of_the_step,
 )
 from services.trainer.compute_thread import ComputeThread
 from services.trainer.learner import Learner
@@ -85,7 +86,7 @@ async def replay(
         for step in range(first, until + 1):
             recorded = await steps.read(step)
             share = share_of(settings, recorded.intent, OneRank())
-            metrics = await compute.run(learner.train, recorded.rollouts, recorded.intent, share)
+            metrics = of_the_step(await compute.run(learner.train, recorded.rollouts, recorded.intent, share))
             differing = differing_metrics(recorded.metrics, metrics)
             yield StepComparison(
                 step,

@@ -81,6 +81,7 @@ async def _train_and_end(serving: Serving, prepared: PreparedRun) -> None:
     done = await loop.run(prepared.done)
     await prepared.gate.wait(done)
     await loop.compute.run(export_model, prepared.learner, prepared.folder / "export")
+    await prepared.metrics.reach(done)
     await loop.redis(lambda: loop.ledger.check(done))
     state: State = "finished" if done == steps else "stopped"
     await loop.redis(lambda: runs.move(serving.run, ("starting", "running", "stopping"), state))

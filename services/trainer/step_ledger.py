@@ -55,9 +55,13 @@ class StepLedger:
         step, intended, forgotten = (counts.get(name, 0) for name in ("step", "intended", "forgotten_step"))
         return Position(step, intended, forgotten, counts.get("weight_version", -1))
 
+    async def is_taken_over(self) -> bool:
+        """Whether another trainer has taken this run over."""
+        return await self._written_epoch() > self._epoch
+
     async def check(self, done: int) -> None:
         """Raise what a write of the step after `done` would raise now."""
-        epoch = int(cast(bytes | None, await self.redis.get(self._keys.trainer_epoch)) or 0)
+        epoch = await self._written_epoch()
         if epoch > self._epoch:
             raise FencedOut(f"run {self._keys.run}: another trainer took this run over; this one stops")
         position = await self.position()
@@ -72,10 +76,10 @@ class StepLedger:
         for group in groups:
             group.stream.release(group.entry_id)
 
-    async def commit(self, intent: StepIntent, metrics: dict[str, float], tokens: int) -> None:
-        """Record a finished step; one that was trained again after a crash is recorded once."""
+    async def commit(self, intent: StepIntent, metrics: dict[str, float], tokens: int) -> bool:
+        """Record a finished step; one that was trained again after a crash is recorded once, and False comes back."""
         commit = StepCommit(intent.step, intent.step, metrics)
-        await self._ledger.commit(self._epoch, commit, intent.group_ids, tokens)
+        return await self._ledger.commit(self._epoch, commit, intent.group_ids, tokens)
 
     async def announce(self, version: WeightVersion) -> None:
         """Offer a version to the engines."""
@@ -108,6 +112,9 @@ class StepLedger:
         """The metrics of committed steps."""
         records = await self._records(after, until)
         return {record.step: record.metrics for record in records if isinstance(record, StepCommit)}
+
+    async def _written_epoch(self) -> int:
+        return int(cast(bytes | None, await self.redis.get(self._keys.trainer_epoch)) or 0)
 
     async def _records(self, after: int, until: int | None) -> list[StepRecord]:
         found: list[StepRecord] = []

@@ -41,6 +41,11 @@ class StepTable:
     def tokens(self) -> int:
         return int(self.prompt_tokens.sum() + self.response_tokens.sum())
 
+    @property
+    def lengths(self) -> list[int]:
+        """Tokens of each sample."""
+        return (self.prompt_tokens + self.response_tokens).tolist()
+
     def samples(self) -> Samples:
         """What advantages are made of."""
         executions = np.stack([self.group_id, self.attempt])

@@ -11,24 +11,27 @@ from services.trainer.algorithm import Algorithm
 from services.trainer.backend import Backend
 from services.trainer.batch_metrics import batch_metrics
 from services.trainer.estimates import Estimators
+from services.trainer.first_step import FIRST_UPDATE, OF_FIRST_UPDATE
+from services.trainer.losses.by_staleness import means_by_staleness
 from services.trainer.losses.token_weights import token_weights
 from services.trainer.packing import MicroBatch, PackedSequences, idle_pack, pack, with_columns
 from services.trainer.ranks import Ranks
 from services.trainer.share_step import Share, cut
 from services.trainer.step_columns import step_columns
+from services.trainer.step_costs import StepCosts
 from services.trainer.step_table import gather_table
 from services.trainer.training_batch import TrainingBatch, training_batch
 from shared.messages import Rollout, StepIntent
 
-SHARED_NAMES = ("loss", "grad_norm", "step_skipped")
+SHARED_NAMES = ("loss", "grad_norm", "step_skipped", "seconds_optimizer")
 """Metrics that policy and critic both have."""
 Rate = Callable[[int], float]
 """The learning rate of a step, which counts from 1."""
 
 
 @dataclass(frozen=True, slots=True)
-class Critic:
-    """The second model of PPO and what it learns by."""
+class Trained:
+    """A model that learns, and how fast."""
 
     backend: Backend
     learning_rate: Rate
@@ -48,22 +51,23 @@ class StepTrainer:
 
     def __init__(
         self,
-        policy: Backend,
+        policy: Trained,
         algorithm: Algorithm,
-        learning_rate: Rate,
         max_tokens: int,
         kind: str,
         ranks: Ranks,
         estimators: Estimators,
-        critic: Critic | None = None,
+        costs: StepCosts,
+        critic: Trained | None = None,
     ) -> None:
-        """`max_tokens` is the budget of a micro-batch."""
-        self._policy, self._algorithm, self._learning_rate = policy, algorithm, learning_rate
+        """`max_tokens` is the budget of a micro-batch; `critic` is the second model of PPO."""
+        self._policy, self._algorithm = policy, algorithm
         self._max_tokens, self._kind, self._ranks = max_tokens, kind, ranks
-        self._estimators, self._critic = estimators, critic
+        self._estimators, self._costs, self._critic = estimators, costs, critic
 
     def train(self, rollouts: list[Rollout], intent: StepIntent, share: Share) -> dict[str, float]:
-        """One step; its metrics but for the times. `rollouts` are this rank's."""
+        """One step and its metrics. `rollouts` are this rank's."""
+        self._costs.begin()
         table, own = gather_table(rollouts, self._ranks)
         batch, samples = training_batch(rollouts), table.samples()
         row = torch.arange(len(table.group_id))[own][batch.sample]
@@ -72,7 +76,9 @@ class StepTrainer:
             self._cut(batch, samples, torch.isin(groups, torch.tensor(chosen, dtype=torch.int64)), own)
             for chosen in cut(intent.group_ids, len(share.updates))
         ]
+        self._costs.lap("pack")
         estimates = self._estimators.estimate([p for update in updates for p in update.packed], len(row))
+        self._costs.lap("estimates")
         columns, noted = step_columns(
             self._algorithm, batch, samples, row, estimates, intent.weight_version, self._ranks
         )
@@ -81,8 +87,10 @@ class StepTrainer:
             weights = self._weights(batch, row, samples, update)
             micro_batches = with_columns(update.packed, replace(columns, weights=weights))
             learned.append(self._learn(micro_batches, intent.step, intent.seed + number))
+        self._costs.lap("update")
         observed = batch_metrics(table, intent.weight_version, self._kind == "rl")
-        return {**_means(learned), **noted, **observed, "learning_rate": self._learning_rate(intent.step)}
+        observed |= {"learning_rate": self._policy.learning_rate(intent.step), **self._costs.metrics(table.lengths)}
+        return {**means_by_staleness(_joined(learned)), **_first(learned), **noted, **observed}
 
     def _cut(self, batch: TrainingBatch, samples: Samples, chosen: torch.Tensor, own: slice) -> Update:
         packed = pack(batch, self._max_tokens, chosen[own], pairs=self._kind == "dpo")
@@ -104,12 +112,20 @@ class StepTrainer:
             rate = self._critic.learning_rate(step)
             learned = self._critic.backend.train_step(micro_batches, self._algorithm.value_loss, rate, seed)
             metrics = {f"critic_{k}" if k in SHARED_NAMES else k: value for k, value in learned.items()}
-        rate = self._learning_rate(step) if step > self._algorithm.critic_steps else None
-        return {**self._policy.train_step(micro_batches, self._algorithm.loss, rate, seed), **metrics}
+        rate = self._policy.learning_rate(step) if step > self._algorithm.critic_steps else None
+        return {**self._policy.backend.train_step(micro_batches, self._algorithm.loss, rate, seed), **metrics}
 
 
-def _means(updates: list[dict[str, float]]) -> dict[str, float]:
-    """Over the updates of a step; `step_skipped` is 1 if one of them was, maxima are the largest."""
+def _joined(updates: list[dict[str, float]]) -> dict[str, float]:
+    """Means over the updates of a step, but `step_skipped` is 1 if one of them was, as for maxima; times add up."""
     joined = {name: fmean(update[name] for update in updates) for name in updates[0]}
     largest = {name: max(update[name] for update in updates) for name in joined if name.endswith(("_max", "_skipped"))}
-    return {**joined, **largest}
+    added = {name: sum(update[name] for update in updates) for name in joined if "seconds_" in name}
+    return {**joined, **largest, **added}
+
+
+def _first(updates: list[dict[str, float]]) -> dict[str, float]:
+    """Of several updates, what was true before one of them had moved anything."""
+    if len(updates) == 1:
+        return {}
+    return {f"{FIRST_UPDATE}{name}": updates[0][name] for name in OF_FIRST_UPDATE if name in updates[0]}

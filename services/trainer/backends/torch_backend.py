@@ -2,6 +2,7 @@
 
 import math
 import shutil
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -71,11 +72,13 @@ class TorchBackend:
             part.loss.backward()
             totals.add(part, len(on_device.packed.rows))
         norm = float(whole(nn.utils.clip_grad_norm_(self._masters.named.values(), self._max_grad_norm)))
+        computed = time.monotonic()
         # without a token the gradient is 0, by which weights would decay and moments fade
         if math.isfinite(norm) and learning_rate is not None and totals.trained_tokens(self._ranks):
             self._move(learning_rate)
         self._masters.zero_grad()
-        return {**totals.metrics(self._ranks), "grad_norm": norm, "step_skipped": float(not math.isfinite(norm))}
+        moved = {"step_skipped": float(not math.isfinite(norm)), "seconds_optimizer": time.monotonic() - computed}
+        return {**totals.metrics(self._ranks), "grad_norm": norm, **moved}
 
     def named_tensors(self) -> Iterator[tuple[str, torch.Tensor]]:
         """See Backend."""
@@ -114,6 +117,8 @@ class TorchBackend:
             group["lr"] = learning_rate
         self._optimizer.step()
         self._masters.round_to_model()
+        if self._device.type == "cuda":
+            torch.cuda.synchronize(self._device)  # so that its seconds are its own
 
     def _weights(self) -> dict[str, torch.Tensor]:
         return _core_weights(self._model)

@@ -6,6 +6,7 @@ from typing import Literal
 import torch
 
 from services.trainer.corrections.correction import CorrectionFunction
+from services.trainer.losses.by_staleness import nats_by_staleness
 from services.trainer.losses.kl import KlEstimator, kl_estimate, unbiased
 from services.trainer.losses.objective import Objective, k3
 from services.trainer.losses.token_loss import Predictions, TokenLoss, TrainedTokens, Values, entropy_sum
@@ -46,7 +47,8 @@ class PolicyLoss:
         each = each + self.kl_coef * kl if self.kl_coef else each
         each = each - self.entropy_coef * self._entropy(predictions) if self.entropy_coef else each
         sums = {**found.sums, **corrected, **diverged, **_distances(logprobs.detach(), tokens)}
-        return TokenLoss((each * tokens.weights).sum(), {**sums, **entropy_sum(predictions)}, found.maxima)
+        stale = nats_by_staleness((logprobs.detach() - tokens.behaviour_logprobs).abs(), tokens.staleness)
+        return TokenLoss((each * tokens.weights).sum(), {**sums, **entropy_sum(predictions)}, found.maxima, stale)
 
     def _correction(self, proximal: torch.Tensor, tokens: TrainedTokens) -> tuple[torch.Tensor | None, Values]:
         if tokens.correction is not None or self.correction is None:

@@ -57,7 +57,7 @@ class TokenLoss:
     maxima: Values = field(default_factory=Values)
     """Metrics whose largest value over micro-batches counts; 0 where there is no token."""
     totals: Values = field(default_factory=Values)
-    """Metrics that are weighted like the loss: added up over micro-batches, they are means already."""
+    """Metrics that are added up over micro-batches and not divided: weighted like the loss, they are means already."""
 
 
 LossFunction = Callable[[Predictions, TrainedTokens], TokenLoss]

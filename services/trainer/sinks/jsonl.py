@@ -1,35 +1,46 @@
-"""Steps -> metrics.jsonl in the run's folder: one line a step, readable while the run goes on."""
+"""Steps -> steps.jsonl in the run's folder: one line a step, readable while the run goes on."""
 
 import json
-from collections.abc import Mapping
+import os
+from collections.abc import Sequence
 from pathlib import Path
 
-NAME = "metrics.jsonl"
+from services.trainer.sinks.sink import Place, Row
+
+NAME = "steps.jsonl"
 
 
 class JsonLines:
-    """Appends `{"step": 1, "loss": ...}` lines; the last one says where a new trainer goes on."""
+    """Appends `{"step": 1, "loss": ...}` lines; the file itself says how far it has come."""
 
-    def __init__(self, folder: Path) -> None:
-        self._path = folder / NAME
-        self.last_step = _last_step(self._path)
+    def __init__(self, place: Place, newest: int) -> None:
+        self._path = place.folder / NAME
+        self.last = _cut(self._path, newest)
         self._file = self._path.open("a", encoding="utf-8")
 
-    def write(self, step: int, metrics: Mapping[str, float]) -> None:
+    def write(self, rows: Sequence[Row]) -> None:
         """See Sink."""
-        self._file.write(json.dumps({"step": step, **metrics}) + "\n")
+        self._file.writelines(json.dumps({"step": row.step, **row.metrics}) + "\n" for row in rows)
         self._file.flush()
+        os.fsync(self._file.fileno())
+        self.last = rows[-1].step
 
     def close(self) -> None:
+        """See Sink."""
         self._file.close()
 
 
-def _last_step(path: Path) -> int:
-    """0 for a new file. A line that a kill cut off is removed."""
+def _cut(path: Path, newest: int) -> int:
+    """Remove a line that a kill cut off, and lines of steps after `newest`. Returns the last step; 0 for a new file."""
     if not path.exists():
         return 0
-    lines = path.read_bytes().splitlines(keepends=True)
-    whole = [line for line in lines if line.endswith(b"\n")]
-    if len(whole) < len(lines):
-        path.write_bytes(b"".join(whole))
-    return int(json.loads(whole[-1])["step"]) if whole else 0
+    size, step = 0, 0
+    with path.open("rb") as file:
+        for line in file:
+            found = int(json.loads(line)["step"]) if line.endswith(b"\n") else newest + 1
+            if found > newest:
+                break
+            size, step = size + len(line), found
+    if size < path.stat().st_size:
+        os.truncate(path, size)
+    return step
