@@ -67,7 +67,7 @@ class Checkpoints:
         `about` goes into the manifest: where the ledger stood, and what the state was made with.
         """
         if self.ranks.rank == 0:
-            self._clear(self._aside_of(step)).mkdir(parents=True)
+            self._clear(self._aside_of(step)).mkdir(parents=True, exist_ok=True)
         return Writing(step, about or {}, begin_writing(self.folder / self._aside_of(step), state, self.ranks))
 
     def finish(self, writing: Writing) -> None:

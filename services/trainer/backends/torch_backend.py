@@ -12,7 +12,7 @@ from transformers.core_model_loading import revert_weight_conversion
 
 from services.trainer.backend import State
 from services.trainer.backends.master_weights import MasterWeights
-from services.trainer.backends.shard_model import shard_model, whole
+from services.trainer.backends.shard_model import let_go, shard_model, whole
 from services.trainer.losses.loss_totals import LossTotals
 from services.trainer.losses.token_loss import LossFunction, Predictions
 from services.trainer.packing import MicroBatch, PackedSequences
@@ -56,7 +56,9 @@ class TorchBackend:
     def predict(self, packed: list[PackedSequences]) -> list[Predictions]:
         """See Backend."""
         with torch.no_grad():
-            return [on_cpu(ask(self._model, part, self._device)) for part in packed]
+            said = [on_cpu(ask(self._model, part, self._device)) for part in packed]
+        let_go(self._model)
+        return said
 
     def train_step(
         self, micro_batches: list[MicroBatch], loss: LossFunction, learning_rate: float | None, seed: int
