@@ -9,6 +9,8 @@ from shared.settings import Tree, merge
 
 LOSSES = {"ppo_clip": {}, "gspo": {"clip_low": 0.05, "clip_high": 0.05}, "cispo": {"clip_low": 0.2, "clip_high": 0.2}}
 AGGREGATIONS = {"token": {}, "rollout": {}, "constant": {"constant_length": 16}}
+ABOVE_ROUNDING = 1e-5
+"""AdamW's first step is the sign of a gradient, also of one that is nothing but rounding; unless epsilon is larger."""
 DECOUPLED = {"loss": {"old_policy": "proximal"}, "updates_per_step": 2}
 
 
@@ -30,7 +32,12 @@ class Case:
             "model": {"path": str(folders["policy"])},
             "data": {"datasets": [{"name": "data_0"}, {"name": "data_1"}]},
             "rollout": {"group_size": 6, "groups_per_step": 6},
-            "trainer": {"steps": 9, "learning_rate": 1e-3, "max_tokens_per_gpu": max_tokens},
+            "trainer": {
+                "steps": 9,
+                "learning_rate": 1e-3,
+                "adam_epsilon": ABOVE_ROUNDING,
+                "max_tokens_per_gpu": max_tokens,
+            },
         }
         given: Tree = self.trainer
         for place, model in self.models.items():

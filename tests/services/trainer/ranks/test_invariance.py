@@ -40,7 +40,7 @@ class Cut:
 
 
 WHOLE = Cut(1, 4096)
-CUTS = (WHOLE, Cut(1, 24), Cut(1, 60, True), Cut(2, 4096), Cut(2, 24, True), Cut(4, 4096, True), Cut(4, 40))
+CUTS = (WHOLE, Cut(1, 24), Cut(1, 60, True), Cut(2, 48, True), Cut(4, 64))
 Tensors = dict[str, torch.Tensor]
 Outcome = tuple[list[dict[str, float]], Tensors]
 """Metrics by step, and tensors by name: moments after the first step, all state after the last."""
