@@ -137,7 +137,13 @@ class Checkpoints:
 
     def fill(self, checkpoint: Checkpoint, state: State) -> None:
         """Read it into these tensors, on every rank its own; RunRejected if it belongs to another model."""
-        fill(checkpoint.folder, state, self.ranks)
+        before = [step for step in self.steps() if step < checkpoint.step]
+        begin = f"from step {before[-1]}" if before else "from its initial model"
+        fill(checkpoint.folder, state, self.ranks, f"remove the folder, and the run goes on {begin}")
+
+    def of_one_process(self) -> "Checkpoints":
+        """The same folder, for a state that this process holds alone."""
+        return Checkpoints(self.folder, self.owner, self.keep, self.log)
 
     def at(self, step: int) -> Checkpoint:
         """The checkpoint of a step that another rank has verified."""

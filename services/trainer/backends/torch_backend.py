@@ -84,19 +84,18 @@ class TorchBackend:
         yield from revert_weight_conversion(self._model.core, weights).items()
 
     def state(self) -> State:
-        """See Backend."""
-        optimizer: dict[str, torch.Tensor] = {}
-        for name, master in self._masters.named.items():
-            optimizer |= {f"{moment}/{name}": self._optimizer.state[master][moment] for moment in MOMENTS}
-            if master is not self._model.get_parameter(name):
-                optimizer[f"master/{name}"] = master.detach()
-        return {"weights": self._weights(), "optimizer": optimizer, "random": {"cpu": torch.get_rng_state()}}
+        """See Backend. The weights are those in float32, so that any number of ranks has tensors of the same names."""
+        masters = {name: master.detach() for name, master in self._masters.named.items()}
+        moved = {f"{m}/{name}": self._optimizer.state[p][m] for name, p in self._masters.named.items() for m in MOMENTS}
+        weights = {**_core_weights(self._model), **masters}
+        return {"weights": weights, "optimizer": moved, "random": {"cpu": torch.get_rng_state()}}
 
     def load_state(self, state: State) -> None:
         """See Backend."""
         own = self.state()
         _copy_all(own["weights"], state["weights"])
         _copy_all(own["optimizer"], state["optimizer"])
+        self._masters.round_to_model()
         torch.set_rng_state(state["random"]["cpu"])
 
     def export(self, folder: Path) -> None:
@@ -115,9 +114,6 @@ class TorchBackend:
             group["lr"] = learning_rate
         self._optimizer.step()
         self._masters.round_to_model()
-
-    def _weights(self) -> dict[str, torch.Tensor]:
-        return _core_weights(self._model)
 
 
 def _optimizer(masters: list[nn.Parameter], adamw: AdamW) -> torch.optim.AdamW:
