@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from services.trainer.backend import State
 from services.trainer.checkpoint_files import begin_writing, fill, read_whole
@@ -127,7 +127,7 @@ class Checkpoints:
     def read(self, step: int) -> Checkpoint:
         """The checkpoint of a step; OSError, ValueError or KeyError if it is not there or damaged."""
         path = self.folder / self._name(step)
-        manifest = json.loads((path / MANIFEST).read_text())
+        manifest = _manifest(path / MANIFEST)
         if manifest["format"] != FORMAT:
             raise ValueError(f"format {manifest['format']} is not {FORMAT}")
         for name, file in manifest.pop("files").items():
@@ -187,10 +187,17 @@ class Checkpoints:
         return f".writing_{step:06d}"
 
 
+def _manifest(path: Path) -> dict[str, Any]:
+    content: object = json.loads(path.read_text())
+    if not isinstance(content, dict) or not isinstance(content.get("files"), dict):
+        raise ValueError(f"{path.name} is not a table that names files")
+    return cast(dict[str, Any], content)
+
+
 def _owner(manifest: Path) -> str:
     try:
-        return str(json.loads(manifest.read_text())["owner"])
-    except (OSError, ValueError, KeyError):
+        return str(_manifest(manifest)["owner"])
+    except UNREADABLE:
         return ""  # damaged; the search for the newest one says so
 
 

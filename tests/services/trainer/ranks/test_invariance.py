@@ -62,11 +62,11 @@ def _train(settings: RunSettings, steps: list[UnevenStep], cut: Cut, ranks: Rank
     tensors: Tensors = {}
     for step in steps:
         metrics.append(step.train(learner, settings, ranks, cut.turned))
-        tensors |= _gathered(f"step {step.intent.step}", learner.state())
+        tensors |= gathered(f"step {step.intent.step}", learner.state())
     return metrics, {} if ranks.rank else tensors
 
 
-def _gathered(when: str, state: State) -> Tensors:
+def gathered(when: str, state: State) -> Tensors:
     named = {f"{when}: {part}/{name}": tensor for part, tensors in state.items() for name, tensor in tensors.items()}
     return {name: whole(tensor).clone() for name, tensor in named.items() if "random/" not in name}
 

@@ -60,9 +60,9 @@ def models(folder: Path) -> dict[str, Path]:
     return found
 
 
-def uneven_steps(policy: Path, kind: str) -> list[UnevenStep]:
-    """Two steps, of which the second has few samples; log-probabilities are those of the policy, and noise."""
-    return [_step(policy, kind, number, sizes) for number, sizes in enumerate((SIZES, FEW), start=1)]
+def uneven_steps(policy: Path, kind: str, count: int = 2) -> list[UnevenStep]:
+    """Every second of the steps has few samples; log-probabilities are those of the policy, and noise."""
+    return [_step(policy, kind, number, SIZES if number % 2 else FEW) for number in range(1, count + 1)]
 
 
 def _step(policy: Path, kind: str, number: int, sizes: Sequence[int]) -> UnevenStep:
