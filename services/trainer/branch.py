@@ -29,7 +29,7 @@ async def take_up_branch(serving: Serving, checkpoints: Checkpoints) -> None:
     reached = await serving.await_redis()(lambda: _reach_begin(serving, branch, checkpoints.folder.parent))
     about = {"branch": branch.model_dump(mode="json")}
     async with computing(settings) as compute:
-        await compute.run(checkpoints.save, branch.step, reached.learner.state(), about)
+        await compute.run(checkpoints.of_one_process().save, branch.step, reached.learner.state(), about)
     seconds = time.monotonic() - begun
     place.log.info("branch_taken_up", run=serving.run, state=reached.begin, step=branch.step, seconds=seconds)
 

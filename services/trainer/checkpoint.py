@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from services.trainer.backend import State
 from services.trainer.checkpoint_files import begin_writing, fill, read_whole
@@ -67,7 +67,7 @@ class Checkpoints:
         `about` goes into the manifest: where the ledger stood, and what the state was made with.
         """
         if self.ranks.rank == 0:
-            self._clear(self._aside_of(step)).mkdir(parents=True)
+            self._clear(self._aside_of(step)).mkdir(parents=True, exist_ok=True)
         return Writing(step, about or {}, begin_writing(self.folder / self._aside_of(step), state, self.ranks))
 
     def finish(self, writing: Writing) -> None:
@@ -127,7 +127,7 @@ class Checkpoints:
     def read(self, step: int) -> Checkpoint:
         """The checkpoint of a step; OSError, ValueError or KeyError if it is not there or damaged."""
         path = self.folder / self._name(step)
-        manifest = json.loads((path / MANIFEST).read_text())
+        manifest = _manifest(path / MANIFEST)
         if manifest["format"] != FORMAT:
             raise ValueError(f"format {manifest['format']} is not {FORMAT}")
         for name, file in manifest.pop("files").items():
@@ -137,7 +137,13 @@ class Checkpoints:
 
     def fill(self, checkpoint: Checkpoint, state: State) -> None:
         """Read it into these tensors, on every rank its own; RunRejected if it belongs to another model."""
-        fill(checkpoint.folder, state, self.ranks)
+        before = [step for step in self.steps() if step < checkpoint.step]
+        begin = f"from step {before[-1]}" if before else "from its initial model"
+        fill(checkpoint.folder, state, self.ranks, f"remove the folder, and the run goes on {begin}")
+
+    def of_one_process(self) -> "Checkpoints":
+        """The same folder, for a state that this process holds alone."""
+        return Checkpoints(self.folder, self.owner, self.keep, self.log)
 
     def at(self, step: int) -> Checkpoint:
         """The checkpoint of a step that another rank has verified."""
@@ -181,10 +187,17 @@ class Checkpoints:
         return f".writing_{step:06d}"
 
 
+def _manifest(path: Path) -> dict[str, Any]:
+    content: object = json.loads(path.read_text())
+    if not isinstance(content, dict) or not isinstance(content.get("files"), dict):
+        raise ValueError(f"{path.name} is not a table that names files")
+    return cast(dict[str, Any], content)
+
+
 def _owner(manifest: Path) -> str:
     try:
-        return str(json.loads(manifest.read_text())["owner"])
-    except (OSError, ValueError, KeyError):
+        return str(_manifest(manifest)["owner"])
+    except UNREADABLE:
         return ""  # damaged; the search for the newest one says so
 
 

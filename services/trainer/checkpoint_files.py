@@ -36,14 +36,17 @@ def begin_writing(folder: Path, state: State, ranks: Ranks) -> Future[Any]:
     return cast(Future[Any], begun)
 
 
-def fill(folder: Path, state: State, ranks: Ranks) -> None:
+def fill(folder: Path, state: State, ranks: Ranks, instead: str) -> None:
     """Read a folder into tensors of the same names and shapes, however they are sharded now; every rank must call it.
+
+    Args:
+        instead: what to do with a folder that does not fit, in words.
 
     Raises:
         RunRejected: a tensor is missing, left over or of another shape.
     """
     flat = _flat(state)
-    _check(folder, flat)
+    _check(folder, flat, instead)
     load(
         cast(dict[str, Any], flat),
         storage_reader=FileSystemReader(folder),
@@ -72,14 +75,14 @@ def _stored(folder: Path) -> dict[str, TensorStorageMetadata]:
     return {name: about for name, about in stored.items() if isinstance(about, TensorStorageMetadata)}
 
 
-def _check(folder: Path, wanted: Mapping[str, torch.Tensor]) -> None:
+def _check(folder: Path, wanted: Mapping[str, torch.Tensor], instead: str) -> None:
     stored = _stored(folder)
     for name in sorted(wanted.keys() ^ stored.keys()):
         side = "misses" if name in wanted else "holds the unknown"
-        raise RunRejected(f"{folder} {side} tensor {name}; it belongs to another model: remove the folder")
+        raise RunRejected(f"{folder} {side} tensor {name}; it belongs to another model: {instead}")
     for name, tensor in wanted.items():
         if tuple(tensor.shape) != tuple(stored[name].size):
             raise RunRejected(
                 f"the tensor {name} in {folder} is {list(stored[name].size)}, the model's {list(tensor.shape)}; it"
-                " belongs to another model: remove the folder"
+                f" belongs to another model: {instead}"
             )

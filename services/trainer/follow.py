@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from services.trainer.checkpoint import Checkpoints, Writing
-from services.trainer.compute_thread import set_up_threads
+from services.trainer.compute_thread import in_memory, set_up_threads
 from services.trainer.fetch_payloads import fetch_step
 from services.trainer.learner import Learner
 from services.trainer.load_model import choose_device
@@ -66,16 +66,20 @@ class Follower:
             self._carry_out(order)
 
     def _carry_out(self, order: Order) -> None:
-        given = order.given
         try:
-            if order.name == "open":
-                self._open = self._opened(given["run"], given["owner"], given["settings"])
-                return
-            assert self._open is not None, f"rank 0 orders {order.name} before it opens a run"
-            self._within(self._open)[order.name](given)
+            with in_memory():
+                self._do(order)
         except RunRejected as error:
-            asyncio.run(self._reject(error))
+            asyncio.run(self._reject(str(order.given["run"]) if self._open is None else self._open.run, error))
             raise
+
+    def _do(self, order: Order) -> None:
+        given = order.given
+        if order.name == "open":
+            self._open = self._opened(given["run"], given["owner"], given["settings"])
+            return
+        assert self._open is not None, f"rank 0 orders {order.name} before it opens a run"
+        self._within(self._open)[order.name](given)
 
     def _within(self, run: OpenRun) -> dict[str, Callable[[dict[str, object]], None]]:
         return {
@@ -127,11 +131,10 @@ class Follower:
         for _ in run.learner.named_tensors():
             pass
 
-    async def _reject(self, error: RunRejected) -> None:
+    async def _reject(self, run: str, error: RunRejected) -> None:
         """Fail the run with the reason, which rank 0 will never hear: this process ends, and with it all others."""
-        assert self._open is not None
         redis = await connect_checked(self._deployment.redis.url, self._deployment.redis.connect_deadline_s)
         try:
-            await Runs(redis).fail(self._open.run, f"trainer, rank {self._ranks.rank}: {error}")
+            await Runs(redis).fail(run, f"trainer, rank {self._ranks.rank}: {error}")
         finally:
             await redis.aclose()

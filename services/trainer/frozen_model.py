@@ -2,7 +2,7 @@
 
 import torch
 
-from services.trainer.backends.shard_model import shard_model
+from services.trainer.backends.shard_model import let_go, shard_model
 from services.trainer.losses.token_loss import Predictions
 from services.trainer.packing import PackedSequences
 from services.trainer.ranks import Ranks
@@ -31,6 +31,7 @@ class FrozenModel:
             self._model.to(self._device)
         with torch.no_grad():
             said = [on_cpu(ask(self._model, part, self._device)) for part in packed]
+        let_go(self._model)
         if self._moves:
             self._model.to("cpu")
         return said

@@ -22,12 +22,12 @@ class LeadLearner:
         self._own, self._orders = own, orders
 
     def train(self, rollouts: list[Rollout], intent: StepIntent, share: Share) -> dict[str, float]:
-        self._orders.send("train", intent=Codec[StepIntent](StepIntent).encode(intent))
-        return self._own.train(rollouts, intent, share)
+        with self._orders.together("train", intent=Codec[StepIntent](StepIntent).encode(intent)):
+            return self._own.train(rollouts, intent, share)
 
     def named_tensors(self) -> Iterator[tuple[str, torch.Tensor]]:
-        self._orders.send("gather")
-        return self._own.named_tensors()
+        with self._orders.together("gather"):
+            yield from self._own.named_tensors()
 
     def state(self) -> State:
         return self._own.state()
@@ -36,8 +36,8 @@ class LeadLearner:
         self._own.load_state(state)
 
     def export(self, folder: Path) -> None:
-        self._orders.send("export", folder=str(folder))
-        self._own.export(folder)
+        with self._orders.together("export", folder=str(folder)):
+            self._own.export(folder)
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,10 +48,10 @@ class LeadCheckpoints(Checkpoints):
 
     def begin(self, step: int, state: State, about: Mapping[str, Any] | None = None) -> Writing:
         assert self.orders is not None
-        self.orders.send("save", step=step)
-        return Checkpoints.begin(self, step, state, about)
+        with self.orders.together("save", step=step):
+            return Checkpoints.begin(self, step, state, about)
 
     def fill(self, checkpoint: Checkpoint, state: State) -> None:
         assert self.orders is not None
-        self.orders.send("load", step=checkpoint.step)
-        Checkpoints.fill(self, checkpoint, state)
+        with self.orders.together("load", step=checkpoint.step):
+            Checkpoints.fill(self, checkpoint, state)

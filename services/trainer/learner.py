@@ -11,6 +11,7 @@ from services.trainer.backend import Backend, State
 from services.trainer.frozen_model import FrozenModel
 from services.trainer.share_step import Share
 from services.trainer.train_step import StepTrainer
+from shared.errors import RunRejected
 from shared.messages import Rollout, StepIntent
 
 CRITIC, REFERENCE = "critic_", "reference"
@@ -81,6 +82,9 @@ class RankLearner:
 
     def load_state(self, state: State) -> None:
         """See Learner."""
+        for part in sorted(self.state().keys() ^ state.keys()):
+            side = "holds the unknown" if part in state else "misses"
+            raise RunRejected(f"the state {side} part {part}; it belongs to a run that trains other models")
         policy = {p: tensors for p, tensors in state.items() if not p.startswith(CRITIC) and p != REFERENCE}
         self._policy.load_state(policy)
         if self._critic is not None:

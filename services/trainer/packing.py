@@ -84,6 +84,8 @@ def pack(
 
 def _units(batch: TrainingBatch, wanted: torch.Tensor, pairs: bool) -> list[torch.Tensor]:
     """What stays together, the longest first: neighbours of similar length leave attention little padding."""
+    if not len(wanted):
+        return []  # `split` would make one empty part of nothing
     if not pairs:
         return list(wanted[torch.argsort(batch.lengths[wanted], descending=True, stable=True)].unsqueeze(1))
     first = (batch.lengths.cumsum(0) - batch.lengths)[wanted]

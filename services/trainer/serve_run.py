@@ -5,20 +5,31 @@ import gc
 
 from services.trainer.compute_thread import ComputeThread
 from services.trainer.export_model import export_model
+from services.trainer.orders import RanksOutOfStep
 from services.trainer.prepare_run import OpenPublisher, PreparedRun, prepare_run
 from services.trainer.publish_weights import Deadlines, WeightPublisher
 from services.trainer.step_ledger import StepLedger
 from services.trainer.team import Team
 from services.trainer.tell import tell
-from shared.errors import LedgerBehind
+from shared.errors import LedgerBehind, RunRejected
 from shared.runs import Runs, State
 from shared.service import Serving
 from shared.tasks import end
 
 
 async def serve(serving: Serving, team: Team) -> None:
-    """Train a run until it is finished or stopped."""
-    await train_run(serving, _open_publisher, team)
+    """Train a run until it is finished or stopped.
+
+    Raises:
+        RanksOutOfStep: the run cannot be trained, and the ranks learned of it within an order; the run has failed.
+    """
+    try:
+        await train_run(serving, _open_publisher, team)
+    except RunRejected as error:
+        if not team.is_out_of_step:
+            raise
+        await serving.await_redis()(lambda: Runs(serving.redis).fail(serving.run, f"trainer: {error}"))
+        raise RanksOutOfStep(f"run {serving.run}: {error}") from error
 
 
 async def train_run(serving: Serving, open_publisher: OpenPublisher, team: Team | None = None) -> None:

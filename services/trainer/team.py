@@ -34,8 +34,8 @@ class Team:
         if self.orders is None:
             return open_learner(record.settings, device, self.ranks)
         settings = record.settings.model_dump(mode="json")
-        self.orders.send("open", run=record.run, owner=owner_of(record), settings=settings)
-        return LeadLearner(open_learner(record.settings, device, self.ranks), self.orders)
+        with self.orders.together("open", run=record.run, owner=owner_of(record), settings=settings):
+            return LeadLearner(open_learner(record.settings, device, self.ranks), self.orders)
 
     def checkpoints(self, folder: Path, owner: str, settings: RunSettings, log: Log) -> Checkpoints:
         """The run's checkpoints, written and read by all ranks."""
@@ -48,9 +48,14 @@ class Team:
         """What this rank trains of a step."""
         return share_of(settings, intent, self.ranks)
 
+    @property
+    def is_out_of_step(self) -> bool:
+        """Whether rank 0 failed in what the others may still be waiting for, so that all have to begin anew."""
+        return self.orders is not None and self.orders.are_out_of_step
+
     def dismiss(self) -> None:
         """Let the others end; to be called once nothing is computed any more."""
-        if self.orders is not None:
+        if self.orders is not None and not self.is_out_of_step:
             self.orders.send("exit")
 
 

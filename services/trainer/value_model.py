@@ -30,5 +30,6 @@ class ValueModel(ScoringModel):
         """The fields of Predictions: no log-probabilities, no entropy, values [trained] float32."""
         call: dict[str, Any] = {"position_ids": packed.position_ids[None], "packed": packed.attention}
         hidden = self.core(input_ids=packed.token_ids[None], use_cache=False, **call).last_hidden_state[0]
-        values = self.head(hidden[packed.rows]).squeeze(-1).float()
+        # a copy: sharding hooks hang on what is returned, and an operation in place on a view would drop them
+        values = self.head(hidden[packed.rows]).squeeze(-1).float().clone()
         return values.new_zeros(0), None, values

@@ -30,6 +30,16 @@ def shard_model(model: nn.Module, core: PreTrainedModel, ranks: int, dtype: torc
             module.set_force_sum_reduction_for_comms(True)
 
 
+def let_go(model: nn.Module) -> None:
+    """Free what a pass without a backward pass left gathered, so that parameters are shards again.
+
+    The outermost group stays gathered from forward to backward; without this its names would stand for whole copies,
+    which hold memory and miss what is written to the shards.
+    """
+    if isinstance(model, FSDPModule):
+        model.reshard()
+
+
 def decoder_layers(core: PreTrainedModel) -> list[nn.Module]:
     """The blocks that repeat, by the class names that every Hugging Face model gives for splitting it."""
     names = set(cast(list[str] | None, core._no_split_modules) or [])  # pyright: ignore[reportPrivateUsage]

@@ -13,7 +13,7 @@ from transformers.core_model_loading import revert_weight_conversion
 
 from services.trainer.backend import State
 from services.trainer.backends.master_weights import MasterWeights
-from services.trainer.backends.shard_model import shard_model, whole
+from services.trainer.backends.shard_model import let_go, shard_model, whole
 from services.trainer.losses.loss_totals import LossTotals
 from services.trainer.losses.token_loss import LossFunction, Predictions
 from services.trainer.packing import MicroBatch, PackedSequences
@@ -57,7 +57,9 @@ class TorchBackend:
     def predict(self, packed: list[PackedSequences]) -> list[Predictions]:
         """See Backend."""
         with torch.no_grad():
-            return [on_cpu(ask(self._model, part, self._device)) for part in packed]
+            said = [on_cpu(ask(self._model, part, self._device)) for part in packed]
+        let_go(self._model)
+        return said
 
     def train_step(
         self, micro_batches: list[MicroBatch], loss: LossFunction, learning_rate: float | None, seed: int
@@ -86,19 +88,18 @@ class TorchBackend:
         yield from revert_weight_conversion(self._model.core, weights).items()
 
     def state(self) -> State:
-        """See Backend."""
-        optimizer: dict[str, torch.Tensor] = {}
-        for name, master in self._masters.named.items():
-            optimizer |= {f"{moment}/{name}": self._optimizer.state[master][moment] for moment in MOMENTS}
-            if master is not self._model.get_parameter(name):
-                optimizer[f"master/{name}"] = master.detach()
-        return {"weights": self._weights(), "optimizer": optimizer, "random": {"cpu": torch.get_rng_state()}}
+        """See Backend. The weights are those in float32, so that any number of ranks has tensors of the same names."""
+        masters = {name: master.detach() for name, master in self._masters.named.items()}
+        moved = {f"{m}/{name}": self._optimizer.state[p][m] for name, p in self._masters.named.items() for m in MOMENTS}
+        weights = {**_core_weights(self._model), **masters}
+        return {"weights": weights, "optimizer": moved, "random": {"cpu": torch.get_rng_state()}}
 
     def load_state(self, state: State) -> None:
         """See Backend."""
         own = self.state()
         _copy_all(own["weights"], state["weights"])
         _copy_all(own["optimizer"], state["optimizer"])
+        self._masters.round_to_model()
         torch.set_rng_state(state["random"]["cpu"])
 
     def export(self, folder: Path) -> None:
@@ -119,9 +120,6 @@ class TorchBackend:
         self._masters.round_to_model()
         if self._device.type == "cuda":
             torch.cuda.synchronize(self._device)  # so that its seconds are its own
-
-    def _weights(self) -> dict[str, torch.Tensor]:
-        return _core_weights(self._model)
 
 
 def _optimizer(masters: list[nn.Parameter], adamw: AdamW) -> torch.optim.AdamW:

@@ -19,7 +19,8 @@ def value_loss(predictions: Predictions, tokens: TrainedTokens, *, value_clip: f
     error = (values - returns).square()
     clipped = error
     if value_clip is not None:
-        clipped = (old + (values - old).clamp(-value_clip, value_clip) - returns).square()
+        # bounds of the value, not of its move: a value that is not clipped stays the same to the last bit
+        clipped = (values.clamp(old - value_clip, old + value_clip) - returns).square()
     loss = (torch.maximum(error, clipped) * tokens.weights).sum() / 2
     with torch.no_grad():
         sums = {
