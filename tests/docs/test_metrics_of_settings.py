@@ -11,6 +11,7 @@ from services.trainer.advantages.grpo import grpo
 from services.trainer.advantages.token_advantages import AdvantagePlan, RankTokens
 from services.trainer.choose_loss import choose_correction
 from services.trainer.corrections.opsm import opsm
+from services.trainer.explained_variance import explained_variance
 from services.trainer.losses.dpo import dpo_loss
 from services.trainer.losses.policy_loss import PolicyLoss
 from services.trainer.losses.ppo_clip import ppo_clip
@@ -40,7 +41,8 @@ def measured() -> set[str]:
     column = batch.column(1)
     rank = RankTokens(batch.sample, batch.mask, column, teacher=column)
     pulled = AdvantagePlan(grpo, distillation_coef=1.0).advantages(batch.samples, rank, lambda sums: sums)
-    return {name for loss in losses for part in (loss.sums, loss.maxima, loss.totals) for name in part} | {*pulled.sums}
+    of_losses = {name for loss in losses for part in (loss.sums, loss.maxima, loss.totals) for name in part}
+    return of_losses | {*pulled.sums} | {*explained_variance(column, column, lambda sums: sums)}
 
 
 def test_what_settings_measure_is_in_one_of_the_tables() -> None:
