@@ -33,13 +33,17 @@ class Progress:
     after: float = 0.0
     """The same of the last policy."""
     right: list[float] = field(default_factory=list[float])
-    """By step: the share of its sampled answers that are right."""
+    """By step: the share of right answers that the policy samples after it."""
     metrics: list[dict[str, float]] = field(default_factory=list[dict[str, float]])
     """The trainer's own, by step."""
 
     def mean(self, steps: slice) -> float:
         """The mean of `right` over steps."""
         return float(np.mean(self.right[steps]))
+
+    def first(self, share: float) -> int | None:
+        """The first step after which this share of the sampled answers is right; None if that was never so."""
+        return next((step for step, right in enumerate(self.right, 1) if right >= share), None)
 
 
 def words_run(model: Path, kind: str = "rl", **sections: Any) -> RunSettings:
@@ -89,26 +93,25 @@ def _imitate(settings: RunSettings, words: Words, draw: Callable[[], tuple[Ids, 
     return _finish(learner, sampler, words, progress, folder)
 
 
-def reinforce(settings: RunSettings, words: Words, score: Score | None = None, folder: Path | None = None) -> Progress:
+def reinforce(settings: RunSettings, words: Words, score: Score | None = None) -> Progress:
     """RL by the settings' algorithm; `rollout.max_staleness` is how many versions every step's samples are behind.
 
     The first steps train samples of version 0, as in a run whose groups queue for the trainer.
 
     Args:
         score: what the policy is rewarded for, if not right answers.
-        folder: where the model is exported to.
     """
     learner, sampler = open_learner(settings, CPU), Sampler(Path(settings.model.path), words.end)
     source = _Source(settings, words, sampler, score or words.rewards)
     progress = Progress(_accuracy(sampler, words))
-    ready = deque(source.draw(0) for _ in range(settings.rollout.max_staleness + 1))
+    ready = deque(source.draw(0)[0] for _ in range(settings.rollout.max_staleness + 1))
     for step in range(1, settings.trainer.steps + 1):
-        rollouts, right = ready.popleft()
-        progress.right.append(right)
-        progress.metrics.append(_train(learner, settings, step, rollouts))
+        progress.metrics.append(_train(learner, settings, step, ready.popleft()))
         sampler.take(learner.named_tensors())
-        ready.append(source.draw(step))
-    return _finish(learner, sampler, words, progress, folder)
+        rollouts, right = source.draw(step)
+        progress.right.append(right)
+        ready.append(rollouts)
+    return _finish(learner, sampler, words, progress, None)
 
 
 class _Source:
