@@ -44,7 +44,6 @@ COLUMNS = (
     "sampled, all steps",
     "steps to 50 %",
     "clipped",
-    "largest ratio deviation",
     "entropy at the end",
 )
 
@@ -81,7 +80,6 @@ def cells(rate: float, method: str, staleness: int, runs: Sequence[Progress]) ->
         spread([run.mean(slice(None)) for run in runs]),
         ", ".join("never" if step is None else str(step) for step in reached),
         f"{np.mean([metric(run, 'clip_fraction') for run in runs]):.1%}",
-        f"{max(max(step['ratio_deviation_max'] for step in run.metrics) for run in runs):.2g}",
         spread([run.metrics[-1]["entropy"] for run in runs]),
     ]
 
