@@ -1,4 +1,4 @@
-"""Seeds -> what GRPO adds to the held-out accuracy of the demo: `python -m benchmarks.demo_seeds`."""
+"""Seeds -> what RL adds to the held-out accuracy of the demo: `python -m benchmarks.demo_seeds`."""
 
 import argparse
 import json
@@ -7,7 +7,18 @@ import sys
 from pathlib import Path
 from typing import Any
 
-COLUMNS = ("seed", "before", "after", "gain", "first 5 rewards", "last 5 rewards", "sft s", "grpo s", "logprob diff")
+COLUMNS = (
+    "algorithm",
+    "seed",
+    "before",
+    "after",
+    "gain",
+    "first 5 rewards",
+    "last 5 rewards",
+    "sft s",
+    "rl s",
+    "logprob diff",
+)
 
 
 def run_demo(home: Path, seed: int, arguments: list[str]) -> dict[str, Any]:
@@ -22,6 +33,7 @@ def row(summary: dict[str, Any]) -> tuple[str, ...]:
     before, after, rewards = summary["accuracy_before_rl"], summary["accuracy_after_rl"], summary["reward_curve"]
     seconds = summary["seconds"]
     return (
+        str(summary["algorithm"]),
         str(summary["seed"]),
         f"{before:.3f}",
         f"{after:.3f}",
@@ -29,7 +41,7 @@ def row(summary: dict[str, Any]) -> tuple[str, ...]:
         f"{sum(rewards[:5]) / 5:.3f}",
         f"{sum(rewards[-5:]) / 5:.3f}",
         f"{seconds['sft']:.0f}",
-        f"{seconds['grpo']:.0f}",
+        f"{seconds['rl']:.0f}",
         f"{summary['mean_abs_logprob_diff']:.1e}",
     )
 

@@ -7,6 +7,7 @@ from services.trainer.advantages.token_advantages import Learned, RankTokens
 from services.trainer.algorithm import Algorithm
 from services.trainer.corrections.correct_step import correct_step
 from services.trainer.estimates import Estimates
+from services.trainer.explained_variance import explained_variance
 from services.trainer.losses.token_loss import TrainedTokens, Values
 from services.trainer.ranks import Ranks
 from services.trainer.training_batch import NO_VERSION, TrainingBatch
@@ -47,7 +48,7 @@ def step_columns(
     if algorithm.normalized_correction is not None:
         columns, weighed = correct_step(algorithm.normalized_correction, columns, batch.loss_mask, ranks.sum)
         sums |= weighed
-    return columns, _means(sums, int(samples.trained.sum()), ranks)
+    return columns, {**_means(sums, int(samples.trained.sum()), ranks), **_explained(columns, batch.loss_mask, ranks)}
 
 
 def _learned(
@@ -68,3 +69,9 @@ def _learned(
 
 def _means(sums: Values, tokens: int, ranks: Ranks) -> Noted:
     return {name: float(ranks.sum(value.double())) / max(tokens, 1) for name, value in sorted(sums.items())}
+
+
+def _explained(columns: TrainedTokens, mask: torch.Tensor, ranks: Ranks) -> Noted:
+    if columns.returns is None or columns.old_values is None:
+        return {}
+    return explained_variance(columns.returns[mask], columns.old_values[mask], ranks.sum)

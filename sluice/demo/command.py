@@ -1,4 +1,4 @@
-"""`sluice demo`: a tiny model, from demonstrations through GRPO to a plot, on all the real services of this machine."""
+"""`sluice demo`: a tiny model, from demonstrations through RL to a plot, on all the real services of this machine."""
 
 import shutil
 import subprocess
@@ -12,8 +12,7 @@ import typer
 
 from shared.deployment import Deployment
 from shared.errors import SluiceError
-from shared.run_settings import RunSettings
-from shared.settings import Layer, Tree, from_assignments, merge, read_toml, validate_layers
+from shared.settings import merge
 from sluice.answers import Run
 from sluice.cli.down import stop
 from sluice.cli.options import AsJson, deployment_of
@@ -23,13 +22,14 @@ from sluice.cli.watch import follow_start, follow_to_end
 from sluice.client import Client
 from sluice.connect import connect
 from sluice.demo.plot import plot_in_terminal, write_png
+from sluice.demo.recipe import DemoAlgorithm, Recipe, make_recipe
 from sluice.demo.rows import RowCounts, write_rows
 from sluice.demo.summary import HELD_OUT, summarise, write_summary
 
-RUN_FILES = Path(__file__).parents[2] / "examples" / "demo"
 MARK = ".sluice-demo"
 """A folder with this file in it was made by the demo, and the next demo may replace it."""
 MODEL_DEADLINE_S = 120.0
+WORKED = "worked-demonstrations"
 COUNTS = RowCounts(demonstrations=28_000, prompts=8_000, held_out=400)
 WORKED_SHARE = 0.4
 
@@ -48,20 +48,23 @@ class Clock:
 
 def demo(
     home: Annotated[Path, typer.Option(help="Folder for everything that the demo makes.")] = Path("runs/demo"),
+    algorithm: Annotated[
+        DemoAlgorithm, typer.Option(help="How the run after SFT learns; each is a file in examples/demo/algorithms.")
+    ] = DemoAlgorithm.GRPO,
     seed: Annotated[int, typer.Option(help="Seed of the model, the rows and the runs.")] = 0,
     keep: Annotated[bool, typer.Option("--keep", help="Leave the services running at the end.")] = False,
     assignments: Annotated[
         list[str] | None, typer.Option("--set", help="A deployment setting, such as gateway.port=8400; repeatable.")
     ] = None,
     run_assignments: Annotated[
-        list[str] | None, typer.Option("--run-set", help="A setting of the GRPO run, such as trainer.steps=20.")
+        list[str] | None, typer.Option("--run-set", help="A setting of the run after SFT, such as trainer.steps=20.")
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Train a tiny model with SFT and GRPO on this machine: real engine, real streams, no GPU."""
+    """Train a tiny model with SFT and RL on this machine: real engine, real streams, no GPU."""
     clock, interrupted = Clock(), False
     deployment = deployment_of(None, [*(assignments or []), f"paths.home={home}"])
-    recipe = _recipe(seed, run_assignments or [])
+    recipe = make_recipe(algorithm, seed, run_assignments or [])
     _fresh_folder(home)
     try:
         note("[bold]1/5[/] a tiny Qwen3-architecture model and sums from reasoning-gym")
@@ -73,7 +76,7 @@ def demo(
         clock.lap("start")
         with connect(deployment) as client:
             run = _train(client, model, files, recipe, clock, as_json)
-            summary = summarise(run, client.steps(run.run, limit=10_000), clock.seconds, seed)
+            summary = summarise(run, client.steps(run.run, limit=10_000), clock.seconds, seed, algorithm.written)
     except KeyboardInterrupt:
         interrupted = True
         raise
@@ -82,23 +85,6 @@ def demo(
         if interrupted:
             _tell_interrupted(home, outcome, assignments or [])
     _report(home, deployment, run, summary, keep, as_json)
-
-
-@dataclass(frozen=True, slots=True)
-class Recipe:
-    """The settings of both runs, and those that the user gave for the second one."""
-
-    sft: Tree
-    grpo: Tree
-    asked: Tree
-
-
-def _recipe(seed: int, assignments: list[str]) -> Recipe:
-    """Raises SettingsError now, not after minutes of SFT."""
-    sft, grpo = (merge(read_toml(RUN_FILES / f"{name}.toml"), {"seed": seed}) for name in ("sft", "grpo"))
-    asked = from_assignments(assignments)
-    validate_layers(RunSettings, [Layer("grpo.toml", grpo), Layer("--run-set", asked)])
-    return Recipe(sft, grpo, asked)
 
 
 def _tell_interrupted(home: Path, outcome: str, assignments: list[str]) -> None:
@@ -117,14 +103,25 @@ def _tell_interrupted(home: Path, outcome: str, assignments: list[str]) -> None:
 def _train(client: Client, model: Path, files: dict[str, Path], recipe: Recipe, clock: Clock, as_json: bool) -> Run:
     for name, file in (("demonstrations", files["sft"]), ("sums", files["train"]), (HELD_OUT, files["held_out"])):
         client.push_dataset(name, file)
+    exports = model.parent.absolute() / "runs"
     note("[bold]3/5[/] SFT: learn from demonstrations: most leave the thinking empty, some add the columns in it")
     sft = _run_to_end(client, merge(recipe.sft, {"model": {"path": str(model.absolute())}}), as_json)
+    start, teacher = str(exports / sft.run / "export"), None
     clock.lap("sft")
-    note("[bold]4/5[/] GRPO: only right answers are rewarded")
-    export = model.parent.absolute() / "runs" / sft.run / "export"
-    run = _run_to_end(client, merge(recipe.grpo, {"model": {"path": str(export)}}, recipe.asked), as_json)
-    clock.lap("grpo")
+    if recipe.teacher is not None:
+        note("      SFT of the teacher: from there, on demonstrations that all add the columns")
+        client.push_dataset(WORKED, files["worked"])
+        taught = _run_to_end(client, merge(recipe.teacher, {"model": {"path": start}}), as_json)
+        teacher = str(exports / taught.run / "export")
+        clock.lap("teacher")
+    note(f"[bold]4/5[/] {recipe.algorithm.written}: {_purpose(recipe)}")
+    run = _run_to_end(client, recipe.last(start, teacher), as_json)
+    clock.lap("rl")
     return run
+
+
+def _purpose(recipe: Recipe) -> str:
+    return "only right answers are rewarded" if recipe.teacher is None else "the teacher judges each token"
 
 
 def _run_to_end(client: Client, tree: dict[str, Any], as_json: bool) -> Run:
@@ -162,8 +159,8 @@ def _report(home: Path, deployment: Deployment, run: Run, summary: dict[str, Any
         print_json(summary)
         return
     sys.stdout.write(plot_in_terminal(summary) + "\n")
-    before, after = summary["accuracy_before_rl"], summary["accuracy_after_rl"]
-    note(f"[bold]5/5[/] held-out accuracy: {before:.3f} before GRPO, [bold green]{after:.3f}[/] after")
+    before, after, algorithm = (summary[name] for name in ("accuracy_before_rl", "accuracy_after_rl", "algorithm"))
+    note(f"[bold]5/5[/] held-out accuracy: {before:.3f} before {algorithm}, [bold green]{after:.3f}[/] after")
     note(f"numbers {file}, plot {picture}")
     note(f"the model is in {export}; ask it with: sluice chat {export}")
     if keep:

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-TITLE = "GRPO: mean reward of each step, and accuracy on held-out rows"
+TITLE = "{algorithm}: mean reward of each step, and accuracy on held-out rows"
 
 
 def plot_in_terminal(summary: dict[str, Any]) -> str:
@@ -14,7 +14,7 @@ def plot_in_terminal(summary: dict[str, Any]) -> str:
     plotext.clear_figure()
     plotext.theme("clear")
     plotext.plot_size(80, 18)
-    plotext.title(TITLE)
+    plotext.title(TITLE.format_map(summary))
     plotext.plot(list(range(1, len(rewards) + 1)), rewards, label="mean reward", marker="dot")
     plotext.scatter([v for v, _ in accuracy], [a for _, a in accuracy], label="held-out accuracy", marker="O")
     plotext.ylim(0, 1)
@@ -31,7 +31,7 @@ def write_png(summary: dict[str, Any], file: Path) -> Path:
     axes = figure.subplots()
     axes.plot(range(1, len(rewards) + 1), rewards, label="mean reward (sampled)")
     axes.plot([v for v, _ in accuracy], [a for _, a in accuracy], "o-", label="held-out accuracy (greedy)")
-    axes.set(title=TITLE, xlabel="step", ylim=(0, 1))
+    axes.set(title=TITLE.format_map(summary), xlabel="step", ylim=(0, 1))
     axes.grid(alpha=0.3)
     axes.legend()
     figure.savefig(file, dpi=120)

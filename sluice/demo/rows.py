@@ -1,4 +1,4 @@
-"""A seed -> sums from reasoning-gym: demonstrations for SFT, prompts for GRPO, and held-out rows that neither holds."""
+"""A seed -> sums from reasoning-gym: demonstrations for SFT, prompts for RL, and held-out rows that neither holds."""
 
 import json
 import random
@@ -19,11 +19,12 @@ class RowCounts:
 
 
 def write_rows(folder: Path, seed: int, counts: RowCounts, worked_share: float) -> dict[str, Path]:
-    """Write sft.jsonl, train.jsonl and held_out.jsonl.
+    """Write sft.jsonl, worked.jsonl, train.jsonl and held_out.jsonl.
 
     A demonstration answers `407+774=` either without thinking (`<think></think>1181`) or after adding the columns from
     the right, each with its carry (`<think>11 08 11</think>1181`), the latter for `worked_share` of the rows. Prompts
-    and held-out rows carry only the answer. No sum stands in two files.
+    and held-out rows carry only the answer. worked.jsonl has the sums of sft.jsonl, all of them worked; else no sum
+    stands in two files.
     """
     problems = _problems(seed, counts.demonstrations + counts.prompts + counts.held_out)
     chance = random.Random(seed)
@@ -32,6 +33,7 @@ def write_rows(folder: Path, seed: int, counts: RowCounts, worked_share: float) 
         "held_out": [_row(problem) for problem in problems[: counts.held_out]],
         "train": [_row(problem) for problem in problems[counts.held_out : rest]],
         "sft": [_demonstration(problem, chance.random() < worked_share) for problem in problems[rest:]],
+        "worked": [_demonstration(problem, True) for problem in problems[rest:]],
     }
     folder.mkdir(parents=True, exist_ok=True)
     files = {name: folder / f"{name}.jsonl" for name in rows}

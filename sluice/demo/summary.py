@@ -9,8 +9,8 @@ from sluice.answers import Run, Step
 HELD_OUT = "held-out"
 
 
-def summarise(run: Run, steps: list[Step], seconds: dict[str, float], seed: int) -> dict[str, Any]:
-    """The numbers of a GRPO run.
+def summarise(run: Run, steps: list[Step], seconds: dict[str, float], seed: int, algorithm: str) -> dict[str, Any]:
+    """The numbers of the run after SFT.
 
     `accuracy_before_rl` and `accuracy_after_rl` are the shares of held-out rows that version 0 and the last version
     answer correctly, sampled greedily; `mean_abs_logprob_diff` compares trainer and engine on the first step.
@@ -19,6 +19,7 @@ def summarise(run: Run, steps: list[Step], seconds: dict[str, float], seed: int)
     counters = run.counters
     first = steps[0].metrics
     return {
+        "algorithm": algorithm,
         "seed": seed,
         "accuracy_before_rl": accuracy[0],
         "accuracy_after_rl": accuracy[run.steps],

@@ -11,6 +11,7 @@ from services.trainer.advantages.grpo import grpo
 from services.trainer.advantages.token_advantages import AdvantagePlan, RankTokens
 from services.trainer.choose_loss import choose_correction
 from services.trainer.corrections.opsm import opsm
+from services.trainer.explained_variance import explained_variance
 from services.trainer.losses.by_staleness import NATS, TOKENS, means_by_staleness
 from services.trainer.losses.dpo import dpo_loss
 from services.trainer.losses.policy_loss import PolicyLoss
@@ -43,7 +44,8 @@ def measured() -> set[str]:
     pulled = AdvantagePlan(grpo, distillation_coef=1.0).advantages(batch.samples, rank, lambda sums: sums)
     found = {name for loss in losses for part in (loss.sums, loss.maxima, loss.totals) for name in part}
     by_staleness = {name for name in found if name.startswith((NATS, TOKENS))}
-    return found - by_staleness | {*means_by_staleness(dict.fromkeys(by_staleness, 1.0)), *pulled.sums}
+    grouped = means_by_staleness(dict.fromkeys(by_staleness, 1.0))
+    return found - by_staleness | {*grouped, *pulled.sums, *explained_variance(column, column, lambda sums: sums)}
 
 
 def test_what_settings_measure_is_in_one_of_the_tables() -> None:

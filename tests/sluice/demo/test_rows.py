@@ -8,6 +8,11 @@ from sluice.demo.rows import RowCounts, write_rows
 COUNTS = RowCounts(demonstrations=200, prompts=100, held_out=50)
 
 
+COUNTED = {"held_out": 50, "train": 100, "sft": 200, "worked": 200}
+APART = ("sft", "train", "held_out")
+"""Files that share no sum."""
+
+
 def read(file: Path) -> list[dict[str, str]]:
     return [json.loads(line) for line in file.read_text().splitlines()]
 
@@ -19,8 +24,9 @@ def value(prompt: str) -> int:
 def test_held_out_rows_are_in_no_other_file(tmp_path: Path) -> None:
     files = write_rows(tmp_path, 0, COUNTS, 0.4)
     prompts = {name: {row["prompt"] for row in read(file)} for name, file in files.items()}
-    assert {name: len(found) for name, found in prompts.items()} == {"held_out": 50, "train": 100, "sft": 200}
-    assert len(set.union(*prompts.values())) == 350
+    assert {name: len(found) for name, found in prompts.items()} == COUNTED
+    assert len(set.union(*(prompts[name] for name in APART))) == 350
+    assert prompts["worked"] == prompts["sft"]
 
 
 def test_every_answer_is_the_sum_and_the_worked_ones_add_the_columns(tmp_path: Path) -> None:
@@ -31,9 +37,10 @@ def test_every_answer_is_the_sum_and_the_worked_ones_add_the_columns(tmp_path: P
     assert all(row["label"].startswith("<think>") for row in demonstrations)
     worked = [row for row in demonstrations if not row["label"].startswith("<think></think>")]
     assert 50 <= len(worked) <= 110
-    for row in demonstrations:
+    all_worked = read(files["worked"])
+    for row in [*demonstrations, *all_worked]:
         assert int(row["label"].rpartition("</think>")[2]) == value(row["prompt"])
-    for row in worked:
+    for row in [*worked, *all_worked]:
         columns = row["label"].removeprefix("<think>").partition("</think>")[0].split()
         digits = [column[-1] for column in reversed(columns)]
         assert int(columns[-1][0] + "".join(digits)) == value(row["prompt"])
