@@ -6,7 +6,7 @@ import numpy as np
 
 from services.rollout.model_tokenizer import ModelTokenizer
 from services.rollout.refusals import GroupRejected
-from shared.messages import GroupReady, Prompt, Rollout, Turns
+from shared.messages import GroupReady, Prompt, Rollout, Turns, asked
 
 
 def demonstrate(prompts: Sequence[Prompt], tokenizer: ModelTokenizer, worker: str) -> list[Rollout | GroupRejected]:
@@ -59,15 +59,8 @@ def _texts(prompt: Prompt, tokenizer: ModelTokenizer) -> tuple[str, str] | Group
 
 def _rollout(prompt: Prompt, prompt_ids: list[int], token_ids: list[int], text: str, worker: str) -> Rollout:
     return Rollout(
-        group_id=prompt.group_id,
+        **asked(prompt),
         attempt=0,
-        group_size=1,
-        kind=prompt.kind,
-        dataset=prompt.dataset,
-        row=prompt.row,
-        prompt=prompt.prompt,
-        label=prompt.label,
-        metadata=prompt.metadata,
         prompt_ids=np.asarray(prompt_ids, np.int32),
         token_ids=np.asarray(token_ids, np.int32),
         logprobs=np.zeros(len(token_ids), np.float32),
