@@ -13,7 +13,7 @@ from redis.asyncio import Redis
 
 from benchmarks.long_tail import LongTail
 from benchmarks.virtual_time import Action, VirtualTime
-from shared.messages import Prompt, Rollout, Spans
+from shared.messages import Prompt, Rollout, Spans, asked
 from shared.scripts import Ledger
 from shared.streams import Delivery, Message, Stream
 from shared.topology import PROMPTS, Keys
@@ -116,15 +116,8 @@ class SimulatedEngines:
 
 def _rollout(prompt: Prompt, attempt: int, length: int, versions: Spans, worker: int) -> Rollout:
     return Rollout(
-        group_id=prompt.group_id,
+        **asked(prompt),
         attempt=attempt,
-        group_size=prompt.group_size,
-        kind=prompt.kind,
-        dataset=prompt.dataset,
-        row=prompt.row,
-        prompt=prompt.prompt,
-        label=prompt.label,
-        metadata=prompt.metadata,
         prompt_ids=np.zeros(1, np.int32),
         token_ids=np.zeros(length, np.int32),
         logprobs=np.zeros(length, np.float32),
@@ -134,5 +127,4 @@ def _rollout(prompt: Prompt, attempt: int, length: int, versions: Spans, worker:
         text="",
         worker=f"worker-{worker}",
         seconds=0.0,
-        pinned_version=prompt.pinned_version,
     )

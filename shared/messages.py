@@ -4,7 +4,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from functools import cache
 from itertools import groupby
-from typing import Annotated, Any, Generic, Literal, TypeVar, cast
+from typing import Annotated, Any, Generic, Literal, TypedDict, TypeVar, cast
 
 import msgpack
 import numpy as np
@@ -110,6 +110,35 @@ class Rollout(Attempt):
     token_ids: Int32Array = field(kw_only=True)
     logprobs: Float32Array = field(kw_only=True)
     """Natural logarithms, of the policy that sampled the token, at the sampling temperature; 0 where the mask is 0."""
+
+
+class Asked(TypedDict):
+    """What an attempt says of the prompt that it answers."""
+
+    group_id: int
+    group_size: int
+    kind: Kind
+    dataset: str
+    row: int
+    prompt: str | Turns
+    label: Any
+    metadata: dict[str, Any]
+    pinned_version: int | None
+
+
+def asked(prompt: Prompt) -> Asked:
+    """The fields that an attempt takes over from its prompt: `Rollout(**asked(prompt), attempt=0, ...)`."""
+    return Asked(
+        group_id=prompt.group_id,
+        group_size=prompt.group_size,
+        kind=prompt.kind,
+        dataset=prompt.dataset,
+        row=prompt.row,
+        prompt=prompt.prompt,
+        label=prompt.label,
+        metadata=prompt.metadata,
+        pinned_version=prompt.pinned_version,
+    )
 
 
 @dataclass(frozen=True, slots=True)

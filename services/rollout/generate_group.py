@@ -15,7 +15,7 @@ from services.rollout.sampler import Sampler
 from services.rollout.session import Session
 from services.rollout.single_turn import single_turn, single_turn_kept
 from shared.errors import PluginError
-from shared.messages import Prompt, Rollout
+from shared.messages import Prompt, Rollout, asked
 from shared.plugins import load_function
 from shared.run_settings import SamplingSettings
 from shared.settings import validate
@@ -119,15 +119,8 @@ class GroupGenerator:
         if not session.weight_versions:
             raise PluginError(f"attempt {session.attempt} sampled no token; the plugin has to await session.sample()")
         return Rollout(
-            group_id=prompt.group_id,
+            **asked(prompt),
             attempt=session.attempt,
-            group_size=prompt.group_size,
-            kind=prompt.kind,
-            dataset=prompt.dataset,
-            row=prompt.row,
-            prompt=prompt.prompt,
-            label=prompt.label,
-            metadata=prompt.metadata,
             prompt_ids=prompt_ids,
             token_ids=np.asarray(session.token_ids, np.int32),
             logprobs=np.asarray(session.logprobs, np.float32),
@@ -137,7 +130,6 @@ class GroupGenerator:
             text=session.text if text is None else text,
             worker=self._worker,
             seconds=seconds,
-            pinned_version=prompt.pinned_version,
         )
 
 

@@ -8,7 +8,7 @@ import numpy as np
 from services.rollout.model_tokenizer import ModelTokenizer
 from services.rollout.refusals import GroupRejected
 from services.rollout.written_answer import WrittenAnswer
-from shared.messages import GroupReady, Prompt, Rollout
+from shared.messages import GroupReady, Prompt, Rollout, asked
 
 ReadRow = Callable[[Prompt, ModelTokenizer], list[WrittenAnswer]]
 """The answers of one row, an attempt each; GroupRejected for a row without."""
@@ -41,24 +41,15 @@ class RowReader:
 
     def _group(self, prompt: Prompt, answers: list[WrittenAnswer], encoded: Iterator[list[int]]) -> list[Rollout]:
         return [
-            self._rollout(prompt, attempt, len(answers), answer, [next(encoded) for _ in answer.texts])
+            self._rollout(prompt, attempt, answer, [next(encoded) for _ in answer.texts])
             for attempt, answer in enumerate(answers)
         ]
 
-    def _rollout(
-        self, prompt: Prompt, attempt: int, group_size: int, answer: WrittenAnswer, encoded: list[list[int]]
-    ) -> Rollout:
+    def _rollout(self, prompt: Prompt, attempt: int, answer: WrittenAnswer, encoded: list[list[int]]) -> Rollout:
         prompt_ids, token_ids, loss_mask = answer.lay_out(encoded, self.tokenizer.eos_id)
         return Rollout(
-            group_id=prompt.group_id,
+            **asked(prompt),
             attempt=attempt,
-            group_size=group_size,
-            kind=prompt.kind,
-            dataset=prompt.dataset,
-            row=prompt.row,
-            prompt=prompt.prompt,
-            label=prompt.label,
-            metadata=prompt.metadata,
             prompt_ids=np.asarray(prompt_ids, np.int32),
             token_ids=np.asarray(token_ids, np.int32),
             logprobs=np.zeros(len(token_ids), np.float32),

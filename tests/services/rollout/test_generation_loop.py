@@ -13,7 +13,7 @@ from services.rollout import generation_loop
 from services.rollout.generation_loop import GenerationLoop, Limits
 from services.rollout.refusals import GroupRejected, Superseded
 from shared.await_redis import AwaitRedis
-from shared.messages import DeadLetter, Event, Prompt, Rollout
+from shared.messages import DeadLetter, Event, Prompt, Rollout, asked
 from shared.redis_connection import UNREACHABLE, connect_checked
 from shared.scripts import Ledger
 from shared.streams import Delivery, Stream
@@ -36,9 +36,19 @@ def prompt(group_id, kind="train", pinned=None):
 
 def rollout(prompt, attempt, worker="w"):
     ids, numbers = np.asarray([1, 2], np.int32), np.zeros(2, np.float32)
-    fields = (prompt.group_id, attempt, 2, prompt.kind, "sums", prompt.row, prompt.prompt, None, {}, ids)
-    made = ([(1, 2)], [(0, 2)], "stop", "2", worker, 0.1, prompt.pinned_version)
-    return Rollout(*fields, *made, token_ids=ids, logprobs=numbers)
+    return Rollout(
+        **asked(prompt),
+        attempt=attempt,
+        prompt_ids=ids,
+        token_ids=ids,
+        logprobs=numbers,
+        loss_mask=[(1, 2)],
+        weight_versions=[(0, 2)],
+        finish_reason="stop",
+        text="2",
+        worker=worker,
+        seconds=0.1,
+    )
 
 
 async def make_at_once(prompt):

@@ -8,7 +8,7 @@ from redis.asyncio import Redis
 
 from services.gateway.feeder_lease import FeederLease
 from shared.joining import ScoredAttempt
-from shared.messages import Attempt, Event, GroupReady, Prompt, Rollout, StepCommit, StepIntent
+from shared.messages import Attempt, Event, GroupReady, Prompt, Rollout, StepCommit, StepIntent, asked
 from shared.runs import RunRecord, Runs
 from shared.scripts import Ledger
 from shared.streams import Message, Stream
@@ -20,15 +20,8 @@ SIZE = 2
 
 def rollout(prompt: Prompt, attempt: int, tokens: int = 3, version: int = 0, worker: str = "w0") -> Rollout:
     return Rollout(
-        group_id=prompt.group_id,
+        **asked(prompt),
         attempt=attempt,
-        group_size=prompt.group_size,
-        kind=prompt.kind,
-        dataset=prompt.dataset,
-        row=prompt.row,
-        prompt=prompt.prompt,
-        label=prompt.label,
-        metadata={},
         prompt_ids=np.array([1, 2], np.int32),
         token_ids=np.arange(tokens, dtype=np.int32),
         logprobs=np.zeros(tokens, np.float32),
@@ -38,7 +31,6 @@ def rollout(prompt: Prompt, attempt: int, tokens: int = 3, version: int = 0, wor
         text="2",
         worker=worker,
         seconds=0.1,
-        pinned_version=prompt.pinned_version,
         reward=0.5,
     )
 
