@@ -5,6 +5,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from services.trainer.losses.policy_clip import policy_clip_loss
 from transformers import (
     LlamaConfig,
     LlamaForCausalLM,
@@ -15,7 +16,6 @@ from transformers import (
     Qwen3ForCausalLM,
 )
 
-from services.trainer.losses.policy_clip import policy_clip_loss
 from services.trainer.losses.sft import sft_loss
 from services.trainer.losses.token_loss import LossFunction
 from services.trainer.losses.token_weights import Aggregation, token_weights

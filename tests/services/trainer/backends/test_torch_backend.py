@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
+from services.trainer.losses.policy_clip import policy_clip_loss
 
 from services.trainer.backends.torch_backend import AdamW, TorchBackend
 from services.trainer.load_model import load_policy
-from services.trainer.losses.policy_clip import policy_clip_loss
 from services.trainer.losses.sft import sft_loss
 from services.trainer.losses.token_loss import TokenLoss, TrainedTokens
 from services.trainer.losses.token_weights import token_weights
