@@ -21,6 +21,7 @@ from torch.profiler import ProfilerActivity, profile
 
 from benchmarks.trainer_peer import peer_step
 from benchmarks.trainer_product import product_step
+from benchmarks.trainer_samples import StepSamples, random_samples
 from benchmarks.trainer_shapes import SHAPES, Kind, Shape, lengths_of, write_model
 
 PEAKS = {"mfu_989": 989e12, "mfu_800": 800e12}
@@ -28,7 +29,7 @@ WARM_UP = 2
 """Steps after the first one that are not measured."""
 OPERATORS = 30
 T = TypeVar("T")
-Step = Callable[[int], dict[str, float]]
+Step = Callable[[StepSamples], dict[str, float]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,13 +87,14 @@ def measure(kind: Kind, case: Case, shape: Shape, folder: Path, device: torch.de
     lengths = lengths_of(kind, shape)
     unmeasured = Result(kind, case.name, len(lengths), sum(lengths), shape.flops().of(lengths) / 1e12)
     try:
-        step = _open(case, folder, shape, lengths, device)
-        first, loss = _seconds(lambda: step(0)["loss"], device)
-        for number in range(1, 1 + WARM_UP):
-            step(number)
+        step = _open(case, folder, shape, device)
+        samples = [random_samples(lengths, shape.vocabulary, number) for number in range(1 + WARM_UP + steps)]
+        first, loss = _seconds(lambda: step(samples[0])["loss"], device)
+        for own in samples[1 : 1 + WARM_UP]:
+            step(own)
         if device.type == "cuda":
             torch.cuda.reset_peak_memory_stats()
-        total, _ = _seconds(lambda: [step(1 + WARM_UP + number) for number in range(steps)], device)
+        total, _ = _seconds(lambda: [step(own) for own in samples[1 + WARM_UP :]], device)
     except torch.OutOfMemoryError:
         return unmeasured
     peak = torch.cuda.max_memory_allocated() / 2**30 if device.type == "cuda" else None
@@ -103,12 +105,13 @@ def measure(kind: Kind, case: Case, shape: Shape, folder: Path, device: torch.de
 
 def operators(kind: Kind, case: Case, shape: Shape, folder: Path, device: torch.device) -> str:
     """The table of the operators that a step spends the most time in."""
-    step = _open(case, folder, shape, lengths_of(kind, shape), device)
-    for number in range(1 + WARM_UP):
-        step(number)
+    step, lengths = _open(case, folder, shape, device), lengths_of(kind, shape)
+    samples = [random_samples(lengths, shape.vocabulary, number) for number in range(2 + WARM_UP)]
+    for own in samples[:-1]:
+        step(own)
     activities = [ProfilerActivity.CPU] + [ProfilerActivity.CUDA] * (device.type == "cuda")
     with profile(activities=activities) as recorded:
-        step(1 + WARM_UP)
+        step(samples[-1])
     by = f"self_{device.type}_time_total"
     table = recorded.key_averages().table(sort_by=by, row_limit=OPERATORS, max_name_column_width=90)
     return f"{kind}: {case.name}\n{table}"
@@ -134,8 +137,11 @@ def table(results: list[Result]) -> str:
 
 
 def cases_of(kind: Kind, is_compiled: bool, only: str | None) -> list[Case]:
-    """The cases of a row: all, without those that compile, or those whose name contains `only`."""
-    return [c for c in CASES[kind] if (is_compiled or not c.is_compiled) and (only is None or only in c.name)]
+    """The cases of a row, without those that compile; the one called `only`, or those whose names contain it."""
+    cases = [case for case in CASES[kind] if is_compiled or not case.is_compiled]
+    if only is None:
+        return cases
+    return [case for case in cases if case.name == only] or [case for case in cases if only in case.name]
 
 
 def main() -> None:
@@ -159,10 +165,10 @@ def main() -> None:
     print("\n" + table(results))
 
 
-def _open(case: Case, folder: Path, shape: Shape, lengths: list[int], device: torch.device) -> Step:
+def _open(case: Case, folder: Path, shape: Shape, device: torch.device) -> Step:
     if case.is_product:
-        return product_step(folder, shape, lengths, device, case.is_compiled, case.recompute)
-    return peer_step(folder, shape, lengths, device, case.recompute)
+        return product_step(folder, shape, device, case.is_compiled, case.recompute)
+    return peer_step(folder, device, case.recompute)
 
 
 def _seconds(function: Callable[[], T], device: torch.device) -> tuple[float, T]:
@@ -198,7 +204,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--rows", default="2k,16k,mixed", help="of 2k, 16k and mixed, with commas between them")
     parser.add_argument("--steps", type=int, default=5, help="steps that are measured")
     parser.add_argument("--compile", action="store_true", help="the compiled cases too")
-    parser.add_argument("--only", help="cases whose names contain this")
+    parser.add_argument("--only", help="the case of this name, or cases whose names contain it")
     parser.add_argument("--json", help="file for the results")
     parser.add_argument("--profile", help="file for the operators that take the most time, case by case")
     return parser.parse_args()

@@ -10,8 +10,8 @@ from torch.nn import functional
 from transformers import AutoModelForCausalLM
 
 from benchmarks.trainer_product import LEARNING_RATE
-from benchmarks.trainer_samples import GRPO_LOSS, columns_of, random_batch
-from benchmarks.trainer_shapes import MICRO_BATCHES, Shape
+from benchmarks.trainer_samples import GRPO_LOSS, StepSamples
+from benchmarks.trainer_shapes import MICRO_BATCHES
 from services.trainer.losses.token_loss import Predictions, TrainedTokens
 from services.trainer.packing import select
 from services.trainer.training_batch import TrainingBatch
@@ -19,10 +19,8 @@ from services.trainer.training_batch import TrainingBatch
 PADDING = 0
 
 
-def peer_step(
-    folder: Path, shape: Shape, lengths: list[int], device: torch.device, recompute: bool
-) -> Callable[[int], dict[str, float]]:
-    """(number of the step) -> its metrics; as many micro-batches, samples and tokens as the product's steps have."""
+def peer_step(folder: Path, device: torch.device, recompute: bool) -> Callable[[StepSamples], dict[str, float]]:
+    """(samples of a step) -> its metrics; as many micro-batches, samples and tokens as the product's steps have."""
     model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation="sdpa")
     model = model.to(device).train()
     model.config.use_cache = False
@@ -30,12 +28,10 @@ def peer_step(
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     optimizer = torch.optim.AdamW(model.parameters(), lr=LEARNING_RATE, betas=(0.9, 0.95), weight_decay=0.0, fused=True)
 
-    def step(number: int) -> dict[str, float]:
-        batch = random_batch(lengths, shape.vocabulary, number)
-        columns = columns_of(batch, number)
-        total = torch.zeros((), device=device)
-        for chosen in torch.arange(len(lengths)).tensor_split(min(MICRO_BATCHES, len(lengths))):
-            loss = _loss(model, batch, columns, chosen, device)
+    def step(samples: StepSamples) -> dict[str, float]:
+        total, count = torch.zeros((), device=device), len(samples.batch.lengths)
+        for chosen in torch.arange(count).tensor_split(min(MICRO_BATCHES, count)):
+            loss = _loss(model, samples.batch, samples.columns, chosen, device)
             loss.backward()
             total += loss.detach()
         norm = nn.utils.clip_grad_norm_(model.parameters(), 1.0)

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import torch
 
-from benchmarks.trainer_samples import GRPO_LOSS, columns_of, random_batch
+from benchmarks.trainer_samples import GRPO_LOSS, StepSamples
 from benchmarks.trainer_shapes import Shape
 from services.trainer.backends.compile_layers import compile_model
 from services.trainer.backends.recompute_layers import recompute_layers
@@ -17,9 +17,9 @@ LEARNING_RATE = 1e-6
 
 
 def product_step(
-    folder: Path, shape: Shape, lengths: list[int], device: torch.device, is_compiled: bool, recompute: bool
-) -> Callable[[int], dict[str, float]]:
-    """(number of the step) -> its metrics; every step has other tokens, and samples that are packed anew."""
+    folder: Path, shape: Shape, device: torch.device, is_compiled: bool, recompute: bool
+) -> Callable[[StepSamples], dict[str, float]]:
+    """(samples of a step) -> its metrics; packing, and copies to the device, are a part of every step."""
     policy = load_policy(folder, False, 1.0, device)
     if recompute:
         recompute_layers(policy.core)
@@ -27,9 +27,8 @@ def product_step(
         compile_model(policy, policy.core, recompute)
     backend = TorchBackend(policy, torch.bfloat16, AdamW((0.9, 0.95), 1e-8, 0.0, 1.0), folder)
 
-    def step(number: int) -> dict[str, float]:
-        batch = random_batch(lengths, shape.vocabulary, number)
-        micro_batches = with_columns(pack(batch, shape.budget), columns_of(batch, number))
-        return backend.train_step(micro_batches, GRPO_LOSS, LEARNING_RATE, number)
+    def step(samples: StepSamples) -> dict[str, float]:
+        micro_batches = with_columns(pack(samples.batch, shape.budget), samples.columns)
+        return backend.train_step(micro_batches, GRPO_LOSS, LEARNING_RATE, samples.seed)
 
     return step

@@ -1,5 +1,6 @@
 """Lengths -> random attempts of a step, laid out by the trainer's own code, and the columns and loss of GRPO."""
 
+from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
@@ -17,6 +18,21 @@ from shared.messages import Rollout
 GROUP_SIZE = 4
 GRPO_LOSS = PolicyLoss(partial(ppo_clip, clip_low=0.2, clip_high=0.2))
 """For the product and its peer alike."""
+
+
+@dataclass(frozen=True, slots=True)
+class StepSamples:
+    """What a step trains; made before its time is taken, as in a run the samples come from elsewhere."""
+
+    batch: TrainingBatch
+    columns: TrainedTokens
+    seed: int
+
+
+def random_samples(lengths: list[int], vocabulary: int, seed: int) -> StepSamples:
+    """Of the step of this number."""
+    batch = random_batch(lengths, vocabulary, seed)
+    return StepSamples(batch, columns_of(batch, seed), seed)
 
 
 def random_batch(lengths: list[int], vocabulary: int, seed: int) -> TrainingBatch:

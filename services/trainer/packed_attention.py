@@ -7,6 +7,10 @@ import torch
 from torch.nn import functional
 from transformers import AttentionInterface
 
+from services.trainer.attention_batches import encode, plan_batches
+from services.trainer.attention_kernels import has_padded_kernel
+from services.trainer.batched_attention import batched_attention, can_batch
+from services.trainer.to_device import to_device
 from services.trainer.varlen_attention import can_attend, varlen_attention
 from shared.errors import RunRejected
 
@@ -31,30 +35,35 @@ class Bucket:
     """[tokens] int64: where each token goes among sequences * longest padded places; None if all are full."""
 
     def to(self, device: torch.device) -> "Bucket":
-        slots = None if self.slots is None else self.slots.to(device)
+        slots = None if self.slots is None else to_device(self.slots, device)
         return Bucket(self.first, self.tokens, self.sequences, self.longest, slots)
 
 
 @dataclass(frozen=True, slots=True)
 class AttentionPlan:
-    """Where the sequences of a packed micro-batch lie, in the two forms that attention is computed from."""
+    """Where the sequences of a packed micro-batch lie, in the three forms that attention is computed from."""
 
     cu_seqlens: torch.Tensor
     """[sequences + 1] int32: sequence i lies at cu_seqlens[i] .. cu_seqlens[i + 1]."""
     longest: int
     """Tokens of the longest sequence."""
     buckets: tuple[Bucket, ...]
+    batches: torch.Tensor
+    """What `attention_batches.encode` gave, on the CPU on every device."""
+    is_batched: bool = False
+    """Whether the device has kernels for padded batches that are worth it."""
 
     def to(self, device: torch.device) -> "AttentionPlan":
         """The same on another device."""
         buckets = tuple(bucket.to(device) for bucket in self.buckets)
-        return AttentionPlan(self.cu_seqlens.to(device, non_blocking=True), self.longest, buckets)
+        cu_seqlens = to_device(self.cu_seqlens, device)
+        return AttentionPlan(cu_seqlens, self.longest, buckets, self.batches, has_padded_kernel(device))
 
 
 def plan_attention(lengths: list[int]) -> AttentionPlan:
     """Boundaries, and buckets of neighbours of similar length; a list that is sorted by length wastes the least."""
     ends = torch.tensor([0, *lengths]).cumsum(0).int()
-    return AttentionPlan(ends, max(lengths), _buckets(lengths))
+    return AttentionPlan(ends, max(lengths), _buckets(lengths), encode(plan_batches(lengths)))
 
 
 def _buckets(lengths: list[int]) -> tuple[Bucket, ...]:
@@ -88,7 +97,8 @@ def packed_attention(
 ) -> tuple[torch.Tensor, None]:
     """What transformers calls in every layer: [1, heads, tokens, dim] each -> [1, tokens, heads, dim].
 
-    On a GPU in half precision by a kernel that takes the boundaries as they are; elsewhere bucket by bucket.
+    On a GPU in half precision by a kernel that takes the boundaries as they are, or by one for padded batches where
+    that is faster; elsewhere bucket by bucket.
     """
     assert packed is not None, "the model was called without packed=plan_attention(lengths)"
     assert attention_mask is None and query.shape[0] == 1, "packed attention takes one row of tokens and no mask"
@@ -98,7 +108,9 @@ def packed_attention(
                 f"{type(module).__name__} attends with {name}, which packed training has not; choose another model"
             )
     q, k, v = (tensor[0].transpose(0, 1) for tensor in (query, key, value))
-    if can_attend(q):
+    if can_attend(q) and packed.is_batched and can_batch(q, sliding_window):
+        attended = batched_attention(q, k, v, packed.cu_seqlens, packed.batches, scaling)
+    elif can_attend(q):
         attended = varlen_attention(q, k, v, packed.cu_seqlens, packed.longest, scaling, sliding_window)
     else:
         attended = _attend_buckets(packed, q, k, v, scaling, sliding_window)

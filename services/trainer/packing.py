@@ -7,6 +7,7 @@ import torch
 
 from services.trainer.losses.token_loss import TrainedTokens
 from services.trainer.packed_attention import AttentionPlan, plan_attention
+from services.trainer.to_device import to_device
 from services.trainer.training_batch import TrainingBatch
 
 
@@ -30,11 +31,11 @@ class PackedSequences:
     def to(self, device: torch.device) -> "PackedSequences":
         """The same on another device."""
         return PackedSequences(
-            token_ids=self.token_ids.to(device, non_blocking=True),
-            position_ids=self.position_ids.to(device, non_blocking=True),
+            token_ids=to_device(self.token_ids, device),
+            position_ids=to_device(self.position_ids, device),
             attention=self.attention.to(device),
-            rows=self.rows.to(device, non_blocking=True),
-            targets=self.targets.to(device, non_blocking=True),
+            rows=to_device(self.rows, device),
+            targets=to_device(self.targets, device),
             predicted=self.predicted,
         )
 
@@ -60,7 +61,7 @@ def with_columns(packed: list[PackedSequences], columns: TrainedTokens) -> list[
 def select(columns: TrainedTokens, rows: torch.Tensor | slice, device: torch.device) -> TrainedTokens:
     """The same columns of these rows only."""
     given: dict[str, torch.Tensor | None] = {field.name: getattr(columns, field.name) for field in fields(columns)}
-    chosen = {k: None if v is None else v[rows].to(device, non_blocking=True) for k, v in given.items()}
+    chosen = {k: None if v is None else to_device(v[rows], device) for k, v in given.items()}
     return TrainedTokens(**cast(dict[str, Any], chosen))
 
 

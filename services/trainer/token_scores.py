@@ -14,6 +14,8 @@ from transformers import PreTrainedModel
 
 CHUNK_ELEMENTS = {"cpu": 2**25, "cuda": 2**28}
 """Logits worked on at once; on a GPU many, as each chunk reads the head's weights and adds up their gradient."""
+KEPT_CHUNK_ELEMENTS = 2**30
+"""The same where all are kept anyway: what comes on top is the gradient of a chunk, 2 GiB in bfloat16."""
 KEPT_ELEMENTS = 2**32
 """Logits that may be kept for the backward pass (8 GiB in bfloat16); of more, none are, and it makes them again."""
 Scores = tuple[torch.Tensor, torch.Tensor]
@@ -61,7 +63,10 @@ def chunk_scores(
         hidden: [rows, hidden].
         targets: [rows] int64, the tokens whose log-probabilities are wanted.
     """
-    logits = head.logits(hidden).float() / temperature
+    logits = head.logits(hidden).float()
+    if temperature != 1.0:
+        # a division by 1 would keep the compiler from finding maximum and sum in one pass over the logits
+        logits = logits / temperature
     logprobs = -functional.cross_entropy(logits, targets, reduction="none")
     if entropy is Entropy.NONE:
         return logprobs, logprobs.new_zeros(0)
@@ -80,7 +85,7 @@ def token_scores(
     score: ChunkScores,
     keep: bool = False,
 ) -> Scores:
-    """As `chunk_scores`, in as many chunks as CHUNK_ELEMENTS asks for.
+    """As `chunk_scores`, in as many chunks as memory asks for.
 
     Args:
         score: that function or its compiled form.
@@ -90,13 +95,16 @@ def token_scores(
         # no row, or one, would need compiled graphs of their own
         score = chunk_scores
     elements = len(hidden) * _vocabulary(head)
-    chunks = -(-elements // CHUNK_ELEMENTS[hidden.device.type])
+    is_kept = keep and elements <= KEPT_ELEMENTS
+    chunks = -(-elements // (KEPT_CHUNK_ELEMENTS if is_kept else CHUNK_ELEMENTS[hidden.device.type]))
     if chunks <= 1:
         return score(head, hidden, targets, temperature, entropy)
-    call = score if keep and elements <= KEPT_ELEMENTS else partial(_again_in_backward, score)
+    call = score if is_kept else partial(_again_in_backward, score)
+    # split has one gradient for all its parts; tensor_split one as large as the whole for each, to be added up
+    sizes = [len(part) for part in targets.tensor_split(chunks)]
     made = [
         call(head, part, wanted, temperature, entropy)
-        for part, wanted in zip(hidden.tensor_split(chunks), targets.tensor_split(chunks), strict=True)
+        for part, wanted in zip(hidden.split(sizes), targets.split(sizes), strict=True)
     ]
     logprobs, entropies = zip(*made, strict=True)
     return torch.cat(logprobs), torch.cat(entropies)

@@ -1,5 +1,7 @@
 """A model -> the same model, its decoder layers and scores compiled: one graph serves packs of any number of tokens."""
 
+from typing import Any
+
 import torch
 from torch import nn
 from transformers import PreTrainedModel
@@ -9,6 +11,10 @@ from services.trainer.policy_model import PolicyModel
 
 GRAPHS = 32
 """Of one kind of layer: with and without gradients, with and without a window, packs of one sequence and of many."""
+
+OPTIONS: dict[str, Any] = {"shape_padding": False}
+"""Whether to pad odd sizes, such as a vocabulary that is no multiple of 8, depends on how they compare with the number
+of tokens: some versions of torch make a graph for each answer."""
 
 
 def compile_model(model: nn.Module, core: PreTrainedModel, recompute: bool) -> None:
@@ -21,7 +27,7 @@ def compile_model(model: nn.Module, core: PreTrainedModel, recompute: bool) -> N
 
     dynamo.config.recompile_limit = max(GRAPHS, dynamo.config.recompile_limit)
     for layer in decoder_layers(core):
-        layer.compile(dynamic=True)
+        layer.compile(dynamic=True, options=OPTIONS)
     if isinstance(model, PolicyModel):
-        model.score = torch.compile(model.score, dynamic=True)
+        model.score = torch.compile(model.score, dynamic=True, options=OPTIONS)
         model.are_logits_kept = not recompute

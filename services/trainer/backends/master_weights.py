@@ -1,7 +1,11 @@
 """Model parameters in their compute precision <-> the float32 copies that the optimizer moves."""
 
+from typing import Any
+
 import torch
 from torch import nn
+
+aten: Any = torch.ops.aten
 
 
 class MasterWeights:
@@ -23,6 +27,10 @@ class MasterWeights:
     @torch.no_grad()
     def round_to_model(self) -> None:
         """Copy the moved float32 weights into the model."""
+        if self._low and not self._offload:
+            low, masters = zip(*self._low, strict=True)
+            aten._foreach_copy_(list(low), list(masters))
+            return
         for parameter, master in self._low:
             # what lies in the host's memory is rounded on the device: the host is slower, and waits for every copy
             parameter.copy_(master.to(parameter.device, non_blocking=True))

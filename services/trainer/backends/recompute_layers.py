@@ -9,10 +9,12 @@ from torch.utils.checkpoint import checkpoint, create_selective_checkpoint_conte
 from transformers import PreTrainedModel
 
 from services.trainer.backends.shard_model import decoder_layers
+from services.trainer.batched_attention import batched_operator
 from services.trainer.varlen_attention import varlen_operator
 
 aten = torch.ops.aten
 KEPT = [
+    batched_operator(),
     varlen_operator(),
     aten._scaled_dot_product_flash_attention.default,
     aten._scaled_dot_product_efficient_attention.default,

@@ -84,6 +84,7 @@ def test_logits_are_made_again_unless_they_are_to_be_kept_and_few_enough(
     keep: bool, limit: int, calls: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(scores, "CHUNK_ELEMENTS", {"cpu": 6 * VOCABULARY})
+    monkeypatch.setattr(scores, "KEPT_CHUNK_ELEMENTS", 6 * VOCABULARY)
     monkeypatch.setattr(scores, "KEPT_ELEMENTS", limit)
     _, hidden, targets = inputs(torch.float32)
     head = Heads(HIDDEN, VOCABULARY)
