@@ -46,7 +46,14 @@ def run_tree(stack: Stack, name: str, number: int, steps: int, variant: Variant)
             "start_deadline_s": 120,
         },
         "reward": {"type": "contains", "group_filter": "nonzero_std"},
-        "trainer": {"steps": steps, "learning_rate": 1e-4, "checkpoint_every": CHECKPOINT_EVERY, "keep_checkpoints": 2},
+        "trainer": {
+            "steps": steps,
+            "learning_rate": 1e-4,
+            "checkpoint_every": CHECKPOINT_EVERY,
+            "keep_checkpoints": 2,
+            # the fast variant's tokens come from no model
+            "check_first_step": variant == "real",
+        },
         "weights": {"enrol_deadline_s": 3, "update_deadline_s": 60},
         "delivery": {"lease_s": 2, "max_deliveries": 50},
     }

@@ -48,12 +48,13 @@ class Progress:
 
 def words_run(model: Path, kind: str = "rl", **sections: Any) -> RunSettings:
     """Settings of a run on the words; sections are merged over these."""
+    sampled = {"group_size": 8, "sampling": {"max_new_tokens": LONGEST}} if kind == "rl" else {}
     tree: dict[str, Any] = {
         "name": "words",
         "kind": kind,
         "model": {"path": str(model)},
         "data": {"datasets": [{"name": "words"}]},
-        "rollout": {"group_size": 8, "groups_per_step": 16, "sampling": {"max_new_tokens": LONGEST}},
+        "rollout": {"groups_per_step": 16, **sampled},
         "trainer": {"steps": 30, "learning_rate": 1e-3},
     }
     return RunSettings.model_validate(merge(tree, sections))

@@ -93,8 +93,8 @@ async def feed(
         await ledger.join([complete(rollout) for rollout in attempts])
         lengths = [len(r.prompt_ids) + len(r.token_ids) for r in attempts]
         rewards = [r.reward or 0.0 for r in attempts]
-        kind = attempts[0].kind
-        ready = GroupReady(group_id, kind, "sums", group_id, lengths, rewards, version, version)
+        of_attempts = attempts[0].kind
+        ready = GroupReady(group_id, of_attempts, "sums", group_id, lengths, rewards, version, version)
         await ledger.emit((ready, sum(lengths)))
 
 

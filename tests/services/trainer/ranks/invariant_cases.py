@@ -31,7 +31,7 @@ class Case:
             "kind": self.kind,
             "model": {"path": str(folders["policy"])},
             "data": {"datasets": [{"name": "data_0"}, {"name": "data_1"}]},
-            "rollout": {"group_size": 6, "groups_per_step": 6},
+            "rollout": {"groups_per_step": 6, **({"group_size": 6} if self.kind == "rl" else {})},
             "trainer": {
                 "steps": 9,
                 "learning_rate": 1e-3,
