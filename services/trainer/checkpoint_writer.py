@@ -46,7 +46,7 @@ class CheckpointWriter:
         return await asyncio.to_thread(self._remove_old)
 
     async def close(self) -> None:
-        """Wait for what is under way, whatever comes of it: nothing may appear on disk after another model is loaded."""
+        """Wait for what is under way, whatever comes of it: none may appear on disk after another model is loaded."""
         if self._under_way is not None:
             await asyncio.wait([self._under_way], timeout=CLOSE_S)
             await end(self._under_way)

@@ -27,7 +27,8 @@ async def serve(serving: Serving, team: Team) -> None:
     except RunRejected as error:
         if not team.is_out_of_step:
             raise
-        await serving.await_redis()(lambda: Runs(serving.redis).fail(serving.run, f"trainer: {error}"))
+        reason = f"trainer: {error}"
+        await serving.await_redis()(lambda: Runs(serving.redis).fail(serving.run, reason))
         raise RanksOutOfStep(f"run {serving.run}: {error}") from error
 
 

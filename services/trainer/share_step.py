@@ -2,6 +2,7 @@
 
 import heapq
 from dataclasses import dataclass
+from itertools import pairwise
 
 from services.trainer.ranks import Ranks
 from shared.errors import RunRejected
@@ -57,7 +58,7 @@ def share_step(intent: StepIntent, ranks: int, updates: int, together: bool = Fa
 def cut(group_ids: list[int], updates: int) -> list[list[int]]:
     """The groups of each update, in order; their numbers differ by one at most."""
     bounds = [len(group_ids) * update // updates for update in range(updates + 1)]
-    return [group_ids[start:end] for start, end in zip(bounds, bounds[1:], strict=False)]
+    return [group_ids[start:end] for start, end in pairwise(bounds)]
 
 
 def _spread(lengths: dict[int, list[int]], ranks: int, together: bool) -> list[Attempts]:

@@ -1,4 +1,4 @@
-"""A model -> the same model with every layer's parameters sharded over the ranks (FSDP2), gathered as they are needed."""
+"""A model -> the same model, its layers' parameters sharded over the ranks (FSDP2) and gathered as they are needed."""
 
 from typing import cast
 

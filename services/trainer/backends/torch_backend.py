@@ -1,4 +1,4 @@
-"""A Hugging Face model on one device or sharded over ranks: packed micro-batches -> AdamW steps, weights, state, export."""
+"""A Hugging Face model, whole or sharded over ranks: packed micro-batches -> AdamW steps, weights, state, export."""
 
 import math
 import shutil
