@@ -176,7 +176,7 @@ def flip_a_byte(checkpoint: Path) -> None:
     shard.write_bytes(data)
 
 
-DAMAGES: dict[str, Callable[[Path], None]] = {
+DAMAGES: dict[str, Callable[[Path], object]] = {
     "a byte of a shard is another": flip_a_byte,
     "a shard is missing": lambda checkpoint: max(checkpoint.glob("*.distcp")).unlink(),
     "a shard is cut short": lambda checkpoint: max(checkpoint.glob("*.distcp")).write_bytes(b"abc"),
@@ -226,3 +226,24 @@ def test_a_checkpoint_of_other_tensors_is_refused_by_name_on_every_rank_and_the_
         assert "weights/core.model.norm.weight" in said[2]
         assert "is [7], the model's [34]" in said[2]
         assert all(one.endswith("remove the folder, and the run goes on from step 2") for one in said)
+
+
+def alone_then_together(settings: RunSettings, folder: Path, ranks: Ranks) -> list[Any]:
+    """Rank 0 writes a state that it holds alone, as for a branch; then all read it."""
+    learner = open_learner(settings, torch.device("cpu"), ranks)
+    if ranks.rank == 0:
+        whole_model = open_learner(settings, torch.device("cpu"))
+        checkpoints(folder, ranks).of_one_process().save(1, whole_model.state())
+    step = take_up(learner, checkpoints(folder, ranks), ranks)
+    return [step, gathered("saved", learner.state())]
+
+
+@pytest.mark.parametrize("trained", ["float32"], indirect=True)
+def test_a_checkpoint_that_one_of_two_ranks_made_alone_is_taken_up_by_both(trained: Trained, tmp_path: Path) -> None:
+    task = partial(alone_then_together, trained.settings, tmp_path / "checkpoints")
+    step, state = SpawnedRanks(2, task, tmp_path / "ranks").results(DEADLINE_S)[0]
+    assert step == 1
+    initial = gathered("saved", open_learner(trained.settings, torch.device("cpu")).state())
+    assert state.keys() == initial.keys()
+    for name, tensor in initial.items():
+        assert torch.equal(state[name], tensor), name
