@@ -42,7 +42,7 @@ def running_stack(home: Path, variant: Variant, seed: int, fsync: str) -> Genera
     model = home / "model"
     write_tiny_model(model, seed, SMALLEST)
     source = [sys.executable, "-m", "benchmarks.chaos.token_source", str(seed), str(SECONDS_PER_TOKEN)]
-    overrides = merged(_free_ports(), {"paths": {"home": home}, "redis": {"fsync": fsync}})
+    overrides = merged(free_ports(), {"paths": {"home": home}, "redis": {"fsync": fsync}})
     if variant == "fast":
         overrides = merged(overrides, {"engine": {"command": source}})
     deployment = load_deployment(environ={}, overrides=overrides)
@@ -65,7 +65,8 @@ def _write_rows(file: Path) -> Path:
     return file
 
 
-def _free_ports() -> dict[str, dict[str, Any]]:
+def free_ports() -> dict[str, dict[str, Any]]:
+    """Settings of a deployment by which no two services ask for one port, nor for one that is taken."""
     names = {
         "redis": ("port",),
         "gateway": ("port",),

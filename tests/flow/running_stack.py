@@ -9,6 +9,7 @@ from pathlib import Path
 
 import httpx
 
+from benchmarks.chaos.stack import free_ports
 from deploy import embedded_redis
 from deploy.ports import bind_error
 from deploy.process import birth
@@ -45,7 +46,7 @@ def running_stack(home: Path) -> Generator[Stack]:
     """Everything from Redis to the trainer; afterwards no process and no port may be left."""
     model = home / "model"
     write_tiny_model(model, seed=1)
-    deployment = load_deployment(environ={}, overrides={**_free_ports(), "paths": {"home": home}})
+    deployment = load_deployment(environ={}, overrides={**free_ports(), "paths": {"home": home}})
     start_detached(deployment, home)
     try:
         with connect(deployment) as client:
@@ -74,13 +75,3 @@ def remote_reward() -> Generator[str]:
     finally:
         server.terminate()
         server.wait(10)
-
-
-def _free_ports() -> dict[str, dict[str, int]]:
-    return {
-        "redis": {"port": free_port()},
-        "gateway": {"port": free_port()},
-        "router": {"port": free_port(), "metrics_port": free_port()},
-        "engine": {"port": free_port()},
-        "health": {name: free_port() for name in ("trainer_port", "rollout_port", "reward_port", "engine_port")},
-    }

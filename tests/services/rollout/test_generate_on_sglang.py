@@ -1,59 +1,21 @@
 """The worker's sampling on a real SGLang: exact logprobs, aborted attempts that go on, tokens of two versions."""
 
 import asyncio
-import time
 
 import httpx
 import numpy as np
 import pytest
 
-from services.rollout.engine_arguments import plan_engine
 from services.rollout.generate_group import GroupGenerator
-from services.rollout.launch_engine import EngineProcess
 from services.rollout.model_tokenizer import load_tokenizer
 from services.rollout.refusals import GroupRejected
 from services.rollout.router_connections import RouterConnections
 from services.rollout.sampler import Sampler
-from services.trainer.tiny_model import write_tiny_model
 from shared.messages import Prompt, expand
-from shared.run_settings import EngineSettings, ModelSettings
-from tests.conftest import free_port
 
 pytestmark = pytest.mark.slow
 
 TEXT = "What is 12 + 30?"
-STARTED_S = 180
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("model")
-    write_tiny_model(folder, seed=0)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def engine(model, tmp_path_factory):
-    """The address of an engine that serves version 3."""
-    plan = plan_engine(ModelSettings(path=str(model)), EngineSettings(device="cpu"), "127.0.0.1", free_port(), 0)
-    process = EngineProcess(plan, tmp_path_factory.mktemp("engine") / "engine.log")
-    try:
-        wait_healthy(process)
-        yield plan.url
-    finally:
-        process.stop()
-
-
-def wait_healthy(process):
-    deadline = time.monotonic() + STARTED_S
-    while True:
-        assert process.alive, process.log_end()
-        assert time.monotonic() < deadline, process.log_end()
-        try:
-            if httpx.get(f"{process.plan.url}/health", timeout=5).status_code == 200:
-                return
-        except httpx.TransportError:
-            time.sleep(0.2)
 
 
 @pytest.fixture

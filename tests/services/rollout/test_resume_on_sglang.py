@@ -11,20 +11,17 @@ import time
 import httpx
 import pytest
 
-from services.rollout.engine_arguments import plan_engine
 from services.rollout.engine_calls import EngineCalls
 from services.rollout.generate_group import GroupGenerator
-from services.rollout.launch_engine import EngineProcess
 from services.rollout.model_tokenizer import load_tokenizer
 from services.rollout.partial_attempt import read_chunks
 from services.rollout.partial_group import CODEC, Partials
 from services.rollout.router_connections import RouterConnections
 from services.rollout.sampler import Sampler
-from services.trainer.tiny_model import write_tiny_model
 from shared.await_redis import AwaitRedis
 from shared.messages import Prompt, Rollout, expand
 from shared.rollout_parts import join_parts
-from shared.run_settings import EngineSettings, ModelSettings, RunSettings
+from shared.run_settings import RunSettings
 from shared.runs import Runs
 from shared.scripts import Ledger
 from shared.streams import Stream
@@ -32,7 +29,7 @@ from shared.tasks import end
 from shared.topology import PROMPTS, ROLLOUTS, Keys
 from tests.conftest import free_port, until
 from tests.services.rollout.real_engine import ROUTER
-from tests.services.rollout.test_generate_on_sglang import recomputed, wait_healthy
+from tests.services.rollout.test_generate_on_sglang import recomputed
 
 pytestmark = pytest.mark.slow
 
@@ -41,24 +38,6 @@ LONG, CHUNK = 900, 64
 MANY = 12
 """Attempts of which some still grow after two or three chunks; each ends by chance, at any token."""
 TEXT = "What is 12 + 30?"
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("model")
-    write_tiny_model(folder, seed=0)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def engine(model, tmp_path_factory):
-    plan = plan_engine(ModelSettings(path=str(model)), EngineSettings(device="cpu"), "127.0.0.1", free_port(), 0)
-    process = EngineProcess(plan, tmp_path_factory.mktemp("engine") / "engine.log")
-    try:
-        wait_healthy(process)
-        yield plan.url
-    finally:
-        process.stop()
 
 
 @pytest.fixture(scope="module")
