@@ -61,7 +61,8 @@ def _train(settings: RunSettings, steps: list[UnevenStep], cut: Cut, ranks: Rank
     metrics: list[dict[str, float]] = []
     tensors: Tensors = {}
     for step in steps:
-        metrics.append(step.train(learner, settings, ranks, cut.turned))
+        measured = step.train(learner, settings, ranks, cut.turned)
+        metrics.append({name: value for name, value in measured.items() if "seconds" not in name})
         tensors |= gathered(f"step {step.intent.step}", learner.state())
     return metrics, {} if ranks.rank else tensors
 
