@@ -199,6 +199,9 @@ class TrainerSettings(Settings):
     """CPU threads of the trainer's tensor operations."""
     checkpoint_every: Count = 50
     """Steps between durable checkpoints; the last step is always saved."""
+    export_every: Whole = 0
+    """Steps between Hugging Face folders of the model, exports/step_N in the run's folder, that are written while the
+    run goes on; 0 for none but `export` at the end. The next step waits for the files."""
     keep_checkpoints: Count = 2
     """Newest checkpoints that stay on disk."""
     archive: bool = False

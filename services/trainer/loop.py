@@ -3,9 +3,11 @@
 import math
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from services.trainer.checkpoint_writer import CheckpointWriter
 from services.trainer.compute_thread import ComputeThread
+from services.trainer.export_model import export_model
 from services.trainer.learner import Learner
 from services.trainer.ledger_on_disk import LedgerOnDisk
 from services.trainer.publish_versions import Versions
@@ -48,6 +50,10 @@ class TrainingLoop:
     steps: int
     seed: int
     checkpoint_every: int
+    export_every: int
+    """0 for never."""
+    folder: Path
+    """The run's."""
     buffer: SampleBuffer
     ledger: StepLedger
     on_disk: LedgerOnDisk
@@ -91,6 +97,9 @@ class TrainingLoop:
             await self._step(intent)
             if step % self.checkpoint_every == 0 or step == self.steps:
                 await self._checkpoint(step)
+                self.clock.lap("checkpoint")
+            if self.export_every and step % self.export_every == 0:
+                await self.compute.run(export_model, self.learner, self.folder / "exports" / f"step_{step:06d}")
                 self.clock.lap("checkpoint")
         done = self.progress.step
         if done == self.steps:

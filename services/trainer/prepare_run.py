@@ -105,6 +105,8 @@ async def prepare_run(
         steps=settings.trainer.steps,
         seed=settings.seed,
         checkpoint_every=settings.trainer.checkpoint_every,
+        export_every=settings.trainer.export_every,
+        folder=folder,
         buffer=buffer,
         ledger=ledger,
         on_disk=LedgerOnDisk(redis, keys, log),

@@ -47,6 +47,19 @@ async def test_a_run_trains_publishes_checkpoints_exports_and_finishes(redis: Re
     assert AutoTokenizer.from_pretrained(bench.folder / "export").eos_token == "<|im_end|>"
 
 
+async def test_a_run_exports_while_it_goes_on_what_it_publishes_then(redis: Redis, tmp_path: Path) -> None:
+    bench = Bench(redis, tmp_path, trainer={"export_every": 3})
+    training = asyncio.create_task(bench.train())
+    await until_version(redis, 0)
+    await feed(redis, "r1", range(12))
+    await asyncio.wait_for(training, 60)
+    assert [folder.name for folder in (bench.folder / "exports").iterdir()] == ["step_000003"]
+    exported = load_file(bench.folder / "exports" / "step_000003" / "model.safetensors")
+    for name, tensor in bench.noted[0].published[3].items():
+        assert torch.equal(exported[name], tensor), name
+    assert AutoTokenizer.from_pretrained(bench.folder / "exports" / "step_000003").eos_token == "<|im_end|>"
+
+
 async def test_a_commit_names_what_was_measured(redis: Redis, tmp_path: Path) -> None:
     bench = Bench(redis, tmp_path, trainer={"steps": 1})
     await feed(redis, "r1", range(3))
@@ -58,6 +71,8 @@ async def test_a_commit_names_what_was_measured(redis: Redis, tmp_path: Path) ->
         "tokens", "response_tokens", "trained_tokens", "response_length_mean", "staleness_mean", "staleness_max",
         "staleness_token_mean", "staleness_in_flight_mean", "staleness_in_queue_mean", "truncated_fraction",
         "seconds_wait", "seconds_fetch", "seconds_train", "seconds_total", "tokens_per_second", "step_skipped",
+        "seconds_publish", "seconds_checkpoint", "seconds_pack", "seconds_estimates", "seconds_update",
+        "seconds_optimizer", "tokens_per_second_per_gpu", "steps_skipped", "logprob_diff_staleness_0",
     }  # fmt: skip
     assert metrics["attempts"] == 12
     assert metrics["grad_norm"] > 0
