@@ -1,6 +1,6 @@
 """Samples of four versions ago: which loss still learns from them? A table of runs on the words, on a CPU in minutes.
 
-`python -m benchmarks.off_policy [--staleness 4] [--seeds 0 1 2] [--learning-rates 1e-3 3e-3] [--json FILE]`
+`python -m benchmarks.off_policy [--staleness 4] [--seeds 0 1 2] [--learning-rates 3e-4 1e-3 2e-3] [--json FILE]`
 """
 
 import argparse
@@ -121,7 +121,7 @@ def main() -> None:
     parser.add_argument("--staleness", type=int, default=4, help="versions between the samples and their step")
     parser.add_argument("--steps", type=int, default=60)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--learning-rates", type=float, nargs="+", default=[1e-3, 3e-3])
+    parser.add_argument("--learning-rates", type=float, nargs="+", default=[3e-4, 1e-3, 2e-3])
     parser.add_argument("--json", type=Path, help="write the curves of all runs to this file")
     given = parser.parse_args()
     torch.set_num_threads(1)

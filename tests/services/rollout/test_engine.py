@@ -33,7 +33,7 @@ from tests.services.rollout.real_engine import RealEngine, descendants, named
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(400)]
 START_S = 180
-TOKENS = 300
+TOKENS = 900
 """Long enough to be under way while an update arrives: about one second."""
 
 
