@@ -12,7 +12,6 @@ from services.trainer.orders import Orders
 from services.trainer.ranks import Ranks
 from services.trainer.share_step import Share
 from services.trainer.team import Team
-from shared.errors import RunRejected
 from shared.messages import StepIntent
 from tests.services.trainer.ranks.spawned_ranks import SpawnedRanks
 
