@@ -6,7 +6,7 @@ import os
 import signal
 import sys
 from collections import Counter
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator
 from pathlib import Path
 from typing import Any
 
@@ -120,7 +120,7 @@ class Fetches:
         """Group -> ports that asked for attempts of it."""
 
     @contextlib.asynccontextmanager
-    async def watched(self) -> AsyncIterator[None]:
+    async def watched(self) -> AsyncGenerator[None]:
         async with self._redis.monitor() as monitor:
             watching = asyncio.create_task(self._watch(monitor))
             try:
