@@ -25,6 +25,7 @@ from services.trainer.token_scores import Entropy
 from services.trainer.training_batch import TrainingBatch, training_batch
 from shared.messages import Rollout
 from tests.services.trainer.random_packs import SIZES, grouped_heads, rollouts_of, with_a_window
+from tests.services.trainer.recorded_groups import PREFERENCES
 
 LENGTHS = [5, 40, 17, 2, 33, 64, 9, 9, 1, 28, 13, 50, 3, 3, 21, 7]
 TOTAL = sum(LENGTHS)
@@ -154,7 +155,10 @@ CUTS = ["budget 10000", "budget 100", "budget 70", "budget 1", "two ranks", "bac
 
 
 def paired(lengths: list[int]) -> list[Rollout]:
-    return [replace(one, group_id=n // 2, attempt=n % 2) for n, one in enumerate(rollouts_of(lengths))]
+    return [
+        replace(one, group_id=n // 2, attempt=n % 2, preference=PREFERENCES[n % 2])
+        for n, one in enumerate(rollouts_of(lengths))
+    ]
 
 
 def columns(whole: TrainingBatch, given: list[Rollout], aggregation: Aggregation) -> TrainedTokens:
