@@ -150,7 +150,7 @@ async def test_a_request_that_nobody_waits_for_any_more_is_ended_by_the_engine(r
 
 
 async def test_a_drain_waits_for_what_runs_and_lets_what_comes_wait(redis, control, worker, engine):
-    running = asyncio.create_task(worker("first").generate(prompt(4, 7)))
+    running = asyncio.create_task(worker("first").generate(prompt(MANY, 7)))
     await until(has_stored(redis, CHUNK), 60)
     calls = EngineCalls(engine)
     assert not await calls.wait_until_idle(0.2)

@@ -80,7 +80,7 @@ async def test_a_run_whose_models_agree_passes_its_first_step(
 
 async def test_a_preference_run_passes_its_first_step(redis: Redis, tmp_path: Path) -> None:
     settings = {"steps": 1, "epochs": 3, "learning_rate": 1e-2, **CHECKED}
-    bench = Bench(redis, tmp_path, kind="dpo", rollout={"group_size": 2}, trainer=settings)
+    bench = Bench(redis, tmp_path, kind="dpo", trainer=settings)
     await feed(redis, "r1", range(3), "dpo")
     await bench.train()
     metrics = commits(await bench.records())[0].metrics
