@@ -39,7 +39,8 @@ def main() -> None:
     """See the module."""
     parser = argparse.ArgumentParser(description="SmolLM2-135M-Instruct as a Hugging Face folder.")
     parser.add_argument("folder", type=Path)
-    write_model(gguf_file(), parser.parse_args().folder)
+    arguments = parser.parse_args()
+    write_model(gguf_file(), arguments.folder)
 
 
 if __name__ == "__main__":
