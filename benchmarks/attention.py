@@ -85,7 +85,9 @@ def measure(length: int, kernel: str, attend: Attend) -> Speed:
 
 def main() -> None:
     """See the module."""
-    parser = argparse.ArgumentParser(description="How fast the kernels of attention are, by length.")
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.attention", description="How fast the kernels of attention are, by length."
+    )
     parser.add_argument("--json", help="file for the results")
     arguments = parser.parse_args()
     speeds: list[Speed] = []

@@ -6,10 +6,7 @@
 import argparse
 import asyncio
 import json
-import subprocess
-import tempfile
-from collections.abc import AsyncGenerator, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import Sequence
 from dataclasses import asdict, replace
 from itertools import product
 from pathlib import Path
@@ -19,10 +16,9 @@ from redis.asyncio import Redis
 
 from benchmarks.long_tail import LongTail
 from benchmarks.measure_run import Measured, measure
+from benchmarks.own_redis import own_redis
 from benchmarks.simulated_run import Machines, SimulatedRun, simulated_settings
-from deploy import embedded_redis
 from shared.accounts import by_state
-from shared.redis_connection import connect_checked
 
 BOUNDS = (0, 1, 2, 4, 8)
 SPARE = 32
@@ -117,21 +113,6 @@ def line(values: Sequence[str]) -> str:
     return "| " + " | ".join(values) + " |"
 
 
-@asynccontextmanager
-async def own_redis(port: int) -> AsyncGenerator[Redis]:
-    """A private server, gone afterwards."""
-    with tempfile.TemporaryDirectory() as folder:
-        home = Path(folder)
-        server = subprocess.Popen(embedded_redis.command(home, port), stdout=subprocess.DEVNULL)  # noqa: ASYNC220
-        try:
-            redis = await connect_checked(embedded_redis.url(home, port), 10)
-            yield redis
-            await redis.aclose()
-        finally:
-            server.terminate()
-            server.wait(10)
-
-
 async def measure_all(steps: int, seed: int, port: int) -> list[dict[str, Any]]:
     async with own_redis(port) as redis:
         return await compare(redis, steps, seed)
@@ -142,7 +123,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.staleness", description=__doc__)
     parser.add_argument("--steps", type=int, default=40, help="optimizer steps of each run")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--port", type=int, default=8560, help="of the Redis server that is started for it")
+    parser.add_argument("--port", type=int, default=0, help="of the Redis that is started; 0 for a free one")
     parser.add_argument("--json", type=Path, help="write all numbers to this file")
     given = parser.parse_args()
     rows = asyncio.run(measure_all(given.steps, given.seed, given.port))

@@ -2,44 +2,24 @@
 
 import argparse
 import asyncio
-import contextlib
 import json
 import platform
 import shutil
-import socket
 import subprocess
-import tempfile
 import time
-from collections.abc import AsyncGenerator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from redis.asyncio import Redis
 
+from benchmarks.own_redis import own_redis
 from benchmarks.stream_path import RealPath, parts, payload, sample_rollout
-from deploy import embedded_redis
 from shared.messages import Rollout
-from shared.redis_connection import connect_checked
 
 ROUNDS = 4
 """The two loops take turns, so that what else the machine does falls on both."""
 BARE, GROUP = "bare", "readers"
-
-
-@contextlib.asynccontextmanager
-async def own_redis(port: int) -> AsyncGenerator[Redis]:
-    """A client of a fresh server, append-only file on, synced every second."""
-    with tempfile.TemporaryDirectory() as folder:
-        command = embedded_redis.command(Path(folder), port, "everysec")
-        server = await asyncio.create_subprocess_exec(*command, stdout=subprocess.DEVNULL)
-        try:
-            client = await connect_checked(embedded_redis.url(Path(folder), port), 20)
-            yield client
-            await client.aclose()
-        finally:
-            server.terminate()
-            await server.wait()
 
 
 async def bare_loop(redis: Redis, entry: bytes, group_size: int, groups: int) -> float:
@@ -186,7 +166,7 @@ def report(result: dict[str, Any]) -> str:
 
 async def measure(arguments: argparse.Namespace) -> dict[str, Any]:
     """All that was asked for, on a server of its own."""
-    async with own_redis(arguments.port or _free_port()) as redis:
+    async with own_redis(arguments.port) as redis:
         server = (await redis.info("server"))["redis_version"]
         about = {"hardware": hardware(), "redis": server, "date": time.strftime("%Y-%m-%d")}
         if arguments.soak:
@@ -195,12 +175,6 @@ async def measure(arguments: argparse.Namespace) -> dict[str, Any]:
         result = await compare(redis, rollout, arguments.groups or 512, arguments.groups_per_step)
         said = await asyncio.to_thread(redis_benchmark, redis, len(payload(rollout)))
         return {**about, **result, "redis_benchmark": said}
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def main() -> None:

@@ -198,7 +198,10 @@ def _write(file: Path, results: list[Result], arguments: argparse.Namespace, dev
 
 
 def _arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description="How fast the trainer trains, and plain transformers beside it.")
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.trainer",
+        description="How fast the trainer trains, and plain transformers beside it.",
+    )
     parser.add_argument("--device", choices=["cuda", "cpu"], default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--shape", choices=sorted(SHAPES), default="0.6b")
     parser.add_argument("--rows", default="2k,16k,mixed", help="of 2k, 16k and mixed, with commas between them")

@@ -6,8 +6,6 @@ from shared.messages import Attempt
 
 Margins = dict[str, int]
 """`dataset|<name>`, `worker|<name>`, `version|<number>` -> tokens; each kind adds up to the attempt's tokens."""
-STATES = ("trained", "evaluated")
-"""States that tokens end in, besides `dropped:<reason>`."""
 KINDS = ("dataset", "worker", "version")
 
 

@@ -37,9 +37,12 @@ def write_model(source: Path, folder: Path) -> None:
 
 def main() -> None:
     """See the module."""
-    parser = argparse.ArgumentParser(description="SmolLM2-135M-Instruct as a Hugging Face folder.")
+    parser = argparse.ArgumentParser(
+        prog="python -m examples.smollm2.model", description="SmolLM2-135M-Instruct as a Hugging Face folder."
+    )
     parser.add_argument("folder", type=Path)
-    write_model(gguf_file(), parser.parse_args().folder)
+    arguments = parser.parse_args()
+    write_model(gguf_file(), arguments.folder)
 
 
 if __name__ == "__main__":

@@ -37,7 +37,9 @@ def _chat(question: str) -> list[dict[str, str]]:
 
 def main() -> None:
     """See the module."""
-    parser = argparse.ArgumentParser(description="Arithmetic of reasoning-gym as rows.")
+    parser = argparse.ArgumentParser(
+        prog="python -m examples.smollm2.rows", description="Arithmetic of reasoning-gym as rows."
+    )
     parser.add_argument("folder", type=Path)
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()

@@ -1,10 +1,10 @@
 """host and port -> a bound socket, or a sentence that says why not."""
 
 import errno
-import ipaddress
 import socket
 
 from shared.errors import SettingsError, SluiceError
+from shared.loopback import is_loopback
 
 
 def listen(host: str, port: int, has_own_key: bool) -> socket.socket:
@@ -14,7 +14,7 @@ def listen(host: str, port: int, has_own_key: bool) -> socket.socket:
         SettingsError: the host is reachable from outside and no key was chosen for it.
         SluiceError: the port is in use or the address is not of this machine.
     """
-    if not has_own_key and not _is_loopback(host):
+    if not has_own_key and not is_loopback(host):
         raise SettingsError(
             f"gateway.host is {host!r}, which other machines reach, and gateway.api_key is not set; "
             'set it (SLUICE_GATEWAY__API_KEY) to a secret of your own, or write host = "127.0.0.1"'
@@ -28,10 +28,3 @@ def listen(host: str, port: int, has_own_key: bool) -> socket.socket:
                 f"port {port} on {host} is in use; stop what listens there (another gateway?) or set gateway.port"
             ) from error
         raise SluiceError(f"cannot listen on {host}:{port} ({error.strerror}); correct gateway.host") from error
-
-
-def _is_loopback(host: str) -> bool:
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"

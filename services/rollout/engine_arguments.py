@@ -4,13 +4,13 @@ import ast
 import difflib
 import functools
 import importlib.util
-import ipaddress
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from shared.errors import RunRejected
+from shared.loopback import is_loopback
 from shared.run_settings import EngineSettings, ModelSettings
 
 RESERVED = {
@@ -106,7 +106,7 @@ def plan_engine(model: ModelSettings, engine: EngineSettings, host: str, port: i
         **engine.server_args,
     }
     extra = CPU_ENVIRONMENT if device == "cpu" else CUDA_ENVIRONMENT
-    loopback = {"GLOO_SOCKET_IFNAME": "lo"} if _is_loopback(host) else {}
+    loopback = {"GLOO_SOCKET_IFNAME": "lo"} if is_loopback(host) else {}
     return EnginePlan(host, port, device, arguments, {**ENVIRONMENT, **extra, **loopback})
 
 
@@ -154,13 +154,6 @@ def _check_names(given: dict[str, Any]) -> None:
             close = difflib.get_close_matches(name, server_arguments(), n=1, cutoff=0.5)
             hint = f"did you mean {close[0]}?" if close else "see `python -m sglang.launch_server --help`"
             raise RunRejected(f"engine.server_args.{name} is no argument of the installed SGLang; {hint}")
-
-
-def _is_loopback(host: str) -> bool:
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
 
 
 def encode(arguments: dict[str, Any]) -> str:

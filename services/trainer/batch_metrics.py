@@ -5,8 +5,6 @@ from numpy.typing import NDArray
 
 from services.trainer.step_table import StepTable
 
-Column = NDArray[np.int64]
-
 
 def batch_metrics(table: StepTable, weight_version: int, is_rl: bool) -> dict[str, float]:
     """Means over samples; staleness is `weight_version`, which the step starts from, minus a sample's oldest one."""

@@ -1,0 +1,39 @@
+"""A port -> a Redis server of the benchmark's own, which ends with it."""
+
+import asyncio
+import contextlib
+import socket
+import subprocess
+import tempfile
+from collections.abc import AsyncGenerator
+from pathlib import Path
+
+from redis.asyncio import Redis
+
+from deploy import embedded_redis
+from shared.redis_connection import connect_checked
+
+START_S, END_S = 20, 10
+
+
+@contextlib.asynccontextmanager
+async def own_redis(port: int = 0) -> AsyncGenerator[Redis]:
+    """A client of a fresh server, append-only file on, synced every second; port 0 takes a free one."""
+    port = port or _free_port()
+    with tempfile.TemporaryDirectory() as folder:
+        home = Path(folder)
+        command = embedded_redis.command(home, port, "everysec")
+        server = await asyncio.create_subprocess_exec(*command, stdout=subprocess.DEVNULL)
+        try:
+            client = await connect_checked(embedded_redis.url(home, port), START_S)
+            yield client
+            await client.aclose()
+        finally:
+            server.terminate()
+            await asyncio.wait_for(server.wait(), END_S)
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
