@@ -149,19 +149,19 @@ def main() -> None:
     arguments = _arguments()
     device, shape = torch.device(arguments.device), SHAPES[arguments.shape]
     results: list[Result] = []
+    cases = [(kind, case) for kind in arguments.rows for case in cases_of(kind, arguments.compile, arguments.only)]
     with tempfile.TemporaryDirectory() as folder:
         write_model(shape, Path(folder), device)
-        for kind in cast(list[Kind], arguments.rows.split(",")):
-            for case in cases_of(kind, arguments.compile, arguments.only):
-                results.append(measure(kind, case, shape, Path(folder), device, arguments.steps))
+        for kind, case in cases:
+            results.append(measure(kind, case, shape, Path(folder), device, arguments.steps))
+            _forget(device)
+            print(table(results[-1:]).splitlines()[-1], flush=True)
+            if arguments.json:
+                _write(Path(arguments.json), results, arguments, device)
+            if arguments.profile and results[-1].seconds is not None:
+                with Path(arguments.profile).open("a") as file:
+                    file.write(operators(kind, case, shape, Path(folder), device) + "\n")
                 _forget(device)
-                print(table(results[-1:]).splitlines()[-1], flush=True)
-                if arguments.json:
-                    _write(Path(arguments.json), results, arguments, device)
-                if arguments.profile and results[-1].seconds is not None:
-                    with Path(arguments.profile).open("a") as file:
-                        file.write(operators(kind, case, shape, Path(folder), device) + "\n")
-                    _forget(device)
     print("\n" + table(results))
 
 
@@ -197,6 +197,14 @@ def _write(file: Path, results: list[Result], arguments: argparse.Namespace, dev
     file.write_text(json.dumps({**made, "rows": [asdict(r) | r.speeds() for r in results]}, indent=1) + "\n")
 
 
+def _kinds(names: str) -> list[Kind]:
+    kinds = names.split(",")
+    unknown = [kind for kind in kinds if kind not in CASES]
+    if unknown:
+        raise argparse.ArgumentTypeError(f"there is no {', '.join(unknown)}; write some of {','.join(CASES)}")
+    return cast(list[Kind], kinds)
+
+
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.trainer",
@@ -204,7 +212,9 @@ def _arguments() -> argparse.Namespace:
     )
     parser.add_argument("--device", choices=["cuda", "cpu"], default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--shape", choices=sorted(SHAPES), default="0.6b")
-    parser.add_argument("--rows", default="2k,16k,mixed", help="of 2k, 16k and mixed, with commas between them")
+    parser.add_argument(
+        "--rows", type=_kinds, default="2k,16k,mixed", help="of 2k, 16k and mixed, with commas between them"
+    )
     parser.add_argument("--steps", type=int, default=5, help="steps that are measured")
     parser.add_argument("--compile", action="store_true", help="the compiled cases too")
     parser.add_argument("--only", help="the case of this name, or cases whose names contain it")
