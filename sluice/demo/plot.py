@@ -3,7 +3,8 @@
 from pathlib import Path
 from typing import Any
 
-TITLE = "{algorithm}: mean reward of each step, and accuracy on held-out rows"
+TITLE = "{algorithm}: mean reward by step, accuracy on held-out rows"
+"""plotext leaves out a title that is wider than the plot."""
 
 
 def plot_in_terminal(summary: dict[str, Any]) -> str:

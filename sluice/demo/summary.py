@@ -13,7 +13,8 @@ def summarise(run: Run, steps: list[Step], seconds: dict[str, float], seed: int,
     """The numbers of the run after SFT.
 
     `accuracy_before_rl` and `accuracy_after_rl` are the shares of held-out rows that version 0 and the last version
-    answer correctly, sampled greedily; `mean_abs_logprob_diff` compares trainer and engine on the first step.
+    answer correctly, sampled greedily; `mean_abs_logprob_diff` compares trainer and engine on the first step, of whose
+    updates all but the first come after the policy has moved.
     """
     accuracy = {e.version: e.reward_mean for e in run.evaluations if e.dataset == HELD_OUT and e.complete}
     counters = run.counters
