@@ -46,7 +46,7 @@ def run_settings(model: Path, kind: str = "rl", **sections: Any) -> RunSettings:
             "checkpoint_every": 2,
             "max_tokens_per_gpu": 64,
             "check_first_step": False,
-        },  # fmt: skip
+        },
     }
     return RunSettings.model_validate(merge(tree, sections))
 
