@@ -46,8 +46,8 @@ def commits(records: list[Any]) -> list[StepCommit]:
     return [one for one in records if isinstance(one, StepCommit)]
 
 
-def gradients_of_step_are_not_finite(monkeypatch: pytest.MonkeyPatch, step: int) -> None:
-    """As an overflow would have it: the loss of one step, told by its seed, is multiplied by infinity."""
+def gradients_are_not_finite(monkeypatch: pytest.MonkeyPatch, *steps: int) -> None:
+    """As an overflow would have it: the loss of some steps, told by their seeds, is multiplied by infinity."""
     original = TorchBackend.train_step
 
     def overflows(self: Any, packs: Any, loss: Any, rate: Any, seed: int) -> Any:
@@ -55,7 +55,7 @@ def gradients_of_step_are_not_finite(monkeypatch: pytest.MonkeyPatch, step: int)
             found = loss(*args)
             return replace(found, loss=found.loss * float("inf"))
 
-        return original(self, packs, beyond if seed == step else loss, rate, seed)
+        return original(self, packs, beyond if seed in steps else loss, rate, seed)
 
     monkeypatch.setattr(TorchBackend, "train_step", overflows)
 
@@ -142,7 +142,7 @@ async def test_one_token_with_another_probability_ends_the_run(redis: Redis, tmp
 async def test_skipped_steps_are_counted_once_though_the_trainer_dies(
     redis: Redis, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    gradients_of_step_are_not_finite(monkeypatch, step=3)
+    gradients_are_not_finite(monkeypatch, 2, 3)
     kill_at(monkeypatch, CheckpointWriter, "begin", call=2)
     bench = Bench(redis, tmp_path, trainer={"steps": 5})
     await feed(redis, "r1", range(15))
@@ -150,18 +150,18 @@ async def test_skipped_steps_are_counted_once_though_the_trainer_dies(
         await bench.train()
     await bench.train()  # from the checkpoint of step 2: steps 3 and 4 again
     found = commits(await bench.records())
-    assert [one.metrics["step_skipped"] for one in found] == [0, 0, 1, 0, 0]
-    assert [one.metrics["steps_skipped"] for one in found] == [0, 0, 1, 1, 1]
-    assert [detail["step"] for detail in await events(redis, "step_skipped")] == [3]
+    assert [one.metrics["step_skipped"] for one in found] == [0, 1, 1, 0, 0]
+    assert [one.metrics["steps_skipped"] for one in found] == [0, 1, 2, 2, 2]
+    assert [detail["step"] for detail in await events(redis, "step_skipped")] == [2, 3]
     published = {version: weights for noted in bench.noted for version, weights in noted.published.items()}
-    assert all(torch.equal(published[2][name], published[3][name]) for name in published[2])
+    assert all(torch.equal(published[1][name], published[3][name]) for name in published[1])
     assert any(not torch.equal(published[3][name], published[4][name]) for name in published[3])
 
 
 async def test_a_gradient_that_is_not_finite_stops_the_run_where_it_is_told_to(
     redis: Redis, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    gradients_of_step_are_not_finite(monkeypatch, step=3)
+    gradients_are_not_finite(monkeypatch, 3)
     bench = Bench(redis, tmp_path, trainer={"nan_policy": "stop"})
     await feed(redis, "r1", range(12))
     with pytest.raises(RunRejected, match=r"gradient of step 3 is not finite.*sluice branch r1 --from 2"):
