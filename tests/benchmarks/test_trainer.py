@@ -69,8 +69,8 @@ def test_a_case_that_runs_out_of_memory_is_told_as_such() -> None:
 def test_cases_run_only_when_they_are_asked_for() -> None:
     assert [case.name for case in cases_of("16k", True, None)] == [case.name for case in CASES["16k"]]
     assert not any(case.is_compiled for case in cases_of("16k", False, None))
-    assert [case.name for case in cases_of("16k", False, "transformers")] == [
-        "transformers",
+    assert [case.name for case in cases_of("16k", False, "recomputed")] == [
+        "product, recomputed",
         "transformers, recomputed",
     ]
     assert [case.name for case in cases_of("16k", True, "product, compiled")] == ["product, compiled"]

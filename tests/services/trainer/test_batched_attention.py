@@ -132,14 +132,6 @@ def cut_elsewhere(lengths: list[int]) -> list[int]:
     return [first + rest[0], *rest[1:]] if rest else [first - 300, 300]
 
 
-def compiled(recompute: bool) -> PolicyModel:
-    model = policy(grouped_heads())
-    if recompute:
-        recompute_layers(model.core)
-    compile_model(model, model.core, recompute)
-    return model
-
-
 @pytest.mark.usefixtures("_fresh_graphs")
 @pytest.mark.filterwarnings("default")  # the compiler warns of what it does itself
 @pytest.mark.slow
