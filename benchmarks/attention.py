@@ -2,7 +2,7 @@
 
 A pack of 16,384 tokens with 16 query heads, 8 key heads and 128 elements each, as in the benchmark of the trainer:
 forward and backward pass, causal. The kernels are the one that takes packs as they are and those of padded batches;
-`batched` is what the trainer makes of both. In ragged packs lengths are spread over 85 % to 100 % of the one that is told.
+`batched` is what the trainer makes of both. Ragged packs have lengths of 85 % to 100 % of the one that is told.
 """
 
 import argparse
