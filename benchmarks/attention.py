@@ -1,7 +1,8 @@
 """Sequences of one length -> TFLOP/s of each kernel that attends to them on a GPU: `python -m benchmarks.attention`.
 
 A pack of 16,384 tokens with 16 query heads, 8 key heads and 128 elements each, as in the benchmark of the trainer:
-forward and backward pass, causal. The kernels are the one that takes packs as they are and those of padded batches.
+forward and backward pass, causal. The kernels are the one that takes packs as they are and those of padded batches;
+`batched` is what the trainer makes of both. Ragged packs have lengths of 85 % to 100 % of the one that is told.
 """
 
 import argparse
@@ -15,6 +16,7 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import scaled_dot_product_attention
 
+from services.trainer.batched_attention import batched_attention
 from services.trainer.packed_attention import plan_attention
 from services.trainer.varlen_attention import varlen_attention
 
@@ -31,7 +33,11 @@ class Speed:
     """One kernel at one length."""
 
     length: int
+    """Of the longest sequence."""
     kernel: str
+    tokens: int
+    pairs: int
+    """Of a token and one that it sees, over the whole pack."""
     forward_ms: float | None = None
     """None where the kernel does not take it."""
     backward_ms: float | None = None
@@ -42,14 +48,25 @@ class Speed:
     def tflops(self) -> float:
         """Of both passes, for the pairs that causality leaves: 2 products forward, 5 backward (Dao 2023, section 4)."""
         assert self.forward_ms is not None and self.backward_ms is not None
-        pairs = TOKENS * self.length / 2
-        return 7 * 2 * pairs * HEADS * DIM / (self.forward_ms + self.backward_ms) / 1e9
+        return 7 * 2 * self.pairs * HEADS * DIM / (self.forward_ms + self.backward_ms) / 1e9
 
 
-def packed(length: int) -> Attend:
+def ragged(length: int) -> list[int]:
+    """As many lengths as there are of `length` in TOKENS, the longest first."""
+    count = TOKENS // length
+    return [length - int(0.15 * length * (number + 0.5) / count) for number in range(count)]
+
+
+def packed(lengths: list[int]) -> Attend:
     """The kernel that takes a pack as it is."""
-    plan = plan_attention([length] * (TOKENS // length)).to(torch.device("cuda"))
+    plan = plan_attention(lengths).to(torch.device("cuda"))
     return lambda q, k, v: varlen_attention(q, k, v, plan.cu_seqlens, plan.longest, None, None)
+
+
+def batched(lengths: list[int]) -> Attend:
+    """The trainer's operator: padded batches where they are faster."""
+    plan = plan_attention(lengths).to(torch.device("cuda"))
+    return lambda q, k, v: batched_attention(q, k, v, plan.cu_seqlens, plan.batches, None)
 
 
 def padded(length: int, backend: SDPBackend) -> Attend:
@@ -64,10 +81,11 @@ def padded(length: int, backend: SDPBackend) -> Attend:
     return attend
 
 
-def measure(length: int, kernel: str, attend: Attend) -> Speed:
+def measure(lengths: list[int], kernel: str, attend: Attend) -> Speed:
     """The median of several passes, by the device's clock."""
+    about = (max(lengths), kernel, sum(lengths), sum(n * n for n in lengths) // 2)
     q, k, v = (
-        torch.randn(TOKENS, heads, DIM, device="cuda", dtype=torch.bfloat16, requires_grad=True)
+        torch.randn(sum(lengths), heads, DIM, device="cuda", dtype=torch.bfloat16, requires_grad=True)
         for heads in (HEADS, KV_HEADS, KV_HEADS)
     )
     upstream = torch.randn_like(q)
@@ -76,11 +94,11 @@ def measure(length: int, kernel: str, attend: Attend) -> Speed:
         torch.autograd.grad(attend(q, k, v), [q, k, v], upstream)
         torch.cuda.synchronize()
     except RuntimeError as error:
-        return Speed(length, kernel, failure=str(error).partition("\n")[0])
+        return Speed(*about, failure=str(error).partition("\n")[0])
     first = time.perf_counter() - began
     times = [_passes(attend, q, k, v, upstream) for _ in range(REPEATS)]
     forward, backward = (sorted(column)[REPEATS // 2] for column in zip(*times, strict=True))
-    return Speed(length, kernel, forward, backward, first)
+    return Speed(*about, forward, backward, first)
 
 
 def main() -> None:
@@ -92,9 +110,12 @@ def main() -> None:
     arguments = parser.parse_args()
     speeds: list[Speed] = []
     for length in LENGTHS:
-        kernels = {"packed": packed(length)} | {name: padded(length, backend) for name, backend in PADDED.items()}
-        for name, attend in kernels.items():
-            speeds.append(measure(length, name, attend))
+        equal, unequal = [length] * (TOKENS // length), ragged(length)
+        cases = [(equal, "packed", packed(equal)), (equal, "batched", batched(equal))]
+        cases += [(equal, name, padded(length, backend)) for name, backend in PADDED.items()]
+        cases += [(unequal, "packed, ragged", packed(unequal)), (unequal, "batched, ragged", batched(unequal))]
+        for lengths, name, attend in cases:
+            speeds.append(measure(lengths, name, attend))
             print(_line(speeds[-1]), flush=True)
     if arguments.json:
         Path(arguments.json).write_text(json.dumps([asdict(speed) for speed in speeds], indent=1) + "\n")
@@ -116,9 +137,9 @@ def _passes(
 
 def _line(speed: Speed) -> str:
     if speed.failure:
-        return f"{speed.length:6} {speed.kernel:7} {speed.failure}"
+        return f"{speed.length:6} {speed.kernel:15} {speed.failure}"
     return (
-        f"{speed.length:6} {speed.kernel:7} forward {speed.forward_ms:7.3f} ms, backward {speed.backward_ms:7.3f} ms, "
+        f"{speed.length:6} {speed.kernel:15} forward {speed.forward_ms:7.3f} ms, backward {speed.backward_ms:7.3f} ms, "
         f"{speed.tflops():4.0f} TFLOP/s, first {speed.first_s:5.2f} s"
     )
 

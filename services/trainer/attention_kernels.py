@@ -10,7 +10,8 @@ import torch
 
 aten: Any = torch.ops.aten
 Gradients = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
-FIRST_CAPABILITY = (9, 0)
+GENERATIONS = (9, 10)
+"""Of GPUs, Hopper and Blackwell: the kernel for packs is one of the generation before."""
 FIRST_CUDNN = 90501
 """The first that takes a gradient laid out as it comes, and fewer key than query heads in both passes."""
 LARGEST_HEAD = 128
@@ -21,7 +22,7 @@ def has_padded_kernel(device: torch.device) -> bool:
     return (
         device.type == "cuda"
         and torch.version.hip is None
-        and torch.cuda.get_device_capability(device) >= FIRST_CAPABILITY
+        and torch.cuda.get_device_capability(device)[0] in GENERATIONS
         and (torch.backends.cudnn.version() or 0) >= FIRST_CUDNN
         and not torch.are_deterministic_algorithms_enabled()
     )

@@ -11,6 +11,7 @@ from services.trainer import attention_kernels, packed_attention
 from services.trainer.attention_batches import plan_batches
 from services.trainer.backends.compile_layers import compile_model
 from services.trainer.backends.recompute_layers import recompute_layers
+from services.trainer.backends.shard_model import decoder_layers
 from services.trainer.batched_attention import batched_operator
 from services.trainer.packed_attention import AttentionPlan, plan_attention
 from services.trainer.policy_model import PolicyModel
@@ -157,6 +158,25 @@ def test_graphs_serve_every_plan_of_as_many_tokens(recompute: bool, calls: Calls
     assert graphs[-1] == graphs[len(PACKS) - 1], "as many tokens in other sequences made another graph"
     # the compiler may tell powers of two of tokens apart
     assert graphs[-1] <= 2 + len({sum(lengths).bit_length() for lengths in PACKS})
+
+
+@pytest.mark.usefixtures("_fresh_graphs")
+@pytest.mark.filterwarnings("default")
+@pytest.mark.slow
+@pytest.mark.parametrize("recompute", [False, True])
+def test_tracing_finds_one_graph_for_all_plans(recompute: bool, calls: Calls) -> None:
+    """So what may tell numbers of tokens apart is the code that is made of the graph for a device."""
+    fast, packs = policy(grouped_heads()), [*PACKS[1:], [600, 90, 1], [2], [1] * 5 + [3]]
+    if recompute:
+        recompute_layers(fast.core)
+    for layer in decoder_layers(fast.core):
+        layer.compile(dynamic=True, backend="aot_eager")
+    for seed, lengths in enumerate(packs):
+        passed(fast, pack_of(lengths, seed))
+        assert counters["stats"]["unique_graphs"] == 1, lengths
+    assert calls.of["padded_backward"] > 0
+    assert calls.of["packed_backward"] > 0
+    assert not counters["graph_break"]
 
 
 def test_recomputed_layers_attend_once(calls: Calls) -> None:
