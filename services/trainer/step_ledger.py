@@ -59,13 +59,13 @@ class StepLedger:
         """Whether another trainer has taken this run over."""
         return await self._written_epoch() > self._epoch
 
-    async def check(self, done: int) -> None:
-        """Raise what a write of the step after `done` would raise now."""
+    async def check(self, done: int, intended: int = 0) -> None:
+        """Raise what a write of the step after `done` would raise now; `intended` is the newest one recorded here."""
         epoch = await self._written_epoch()
         if epoch > self._epoch:
             raise FencedOut(f"run {self._keys.run}: another trainer took this run over; this one stops")
         position = await self.position()
-        if epoch < self._epoch or position.intended < done or position.step < done:
+        if epoch < self._epoch or position.intended < max(done, intended) or position.step < done:
             raise LedgerBehind(
                 f"run {self._keys.run}: Redis lost its last writes: {done} steps are done, and it knows {position.step}"
             )
