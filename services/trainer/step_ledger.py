@@ -3,7 +3,6 @@
 What else only the one trainer of a run may write goes through here, too: versions, and what leaves Redis.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import cast
 
@@ -89,13 +88,9 @@ class StepLedger:
         """Count a version as served, which lets the groups of a further step be released."""
         await self._ledger.advance("weight_version", version, self._epoch)
 
-    async def forget(self, group_ids: Sequence[int]) -> None:
-        """Delete the attempts of groups that a durable checkpoint covers."""
-        await self._ledger.forget(self._epoch, group_ids)
-
-    async def forgotten(self, step: int) -> None:
-        """The groups of all steps up to this one have left Redis."""
-        await self._ledger.advance("forgotten_step", step, self._epoch)
+    async def forget(self, intent: StepIntent) -> None:
+        """Delete the attempts of a step that a durable checkpoint covers, after those of the step before."""
+        await self._ledger.forget(self._epoch, intent.group_ids, intent.step)
 
     async def intents(self, after: int, until: int | None = None) -> list[StepIntent]:
         """Recorded steps after `after` (and up to `until`), in order.

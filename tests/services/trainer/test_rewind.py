@@ -174,6 +174,26 @@ async def test_groups_that_redis_lost_with_the_record_of_their_step_do_not_end_t
     assert (await outcome(bench)).ledger["undecided"] == {}
 
 
+async def test_groups_whose_deletion_redis_lost_in_the_middle_are_deleted_all_the_same(
+    redis: Redis, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    forget, lost = StepLedger.forget, list[int]()
+
+    async def forget_in_vain(ledger: StepLedger, intent: StepIntent) -> None:
+        saved = await snapshot(redis)
+        await forget(ledger, intent)
+        if not lost:
+            lost.append(intent.step)
+            await restore(redis, saved)
+
+    monkeypatch.setattr(StepLedger, "forget", forget_in_vain)
+    bench = Bench(redis, tmp_path, trainer={"steps": 6})
+    await feed(redis, "r1", range(18))
+    await asyncio.wait_for(bench.train(), 60)
+    assert lost == [1]
+    assert [group for group in range(18) if await redis.exists(KEYS.group(group))] == [12, 13, 14, 15, 16, 17]
+
+
 def _noting(told: asyncio.Event) -> Any:
     async def tell(*given: object) -> None:
         told.set()
