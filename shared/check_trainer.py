@@ -28,6 +28,11 @@ def trainer_problems(trainer: TrainerSettings, kind: str, group_size: int, group
     """A sentence for each, with what to write instead; none for settings that go together."""
     if trainer.warmup_steps > trainer.steps:
         yield f"trainer.warmup_steps is larger than trainer.steps; write at most {trainer.steps}"
+    if trainer.min_learning_rate_ratio and trainer.schedule == "constant":
+        yield (
+            'trainer.min_learning_rate_ratio is where a decay ends, and trainer.schedule is "constant"; write'
+            ' schedule = "linear" or "cosine", or leave it out'
+        )
     if groups_per_step % trainer.updates_per_step:
         yield (
             f"trainer.updates_per_step is {trainer.updates_per_step}, which does not divide rollout.groups_per_step ="
@@ -65,6 +70,8 @@ def _without_rewards(trainer: TrainerSettings, kind: str) -> Iterator[str]:
             yield 'trainer.dpo.label_smoothing is of type "dpo" and has no effect on "ipo"; write 0'
     else:
         sections |= {"kl": (trainer.kl, KlSettings()), "dpo": (trainer.dpo, DpoSettings())}
+    if trainer.logprob_diff_alarm:
+        yield f"trainer.logprob_diff_alarm compares with engines, which a run of kind {kind!r} has not; leave it out"
     for name, (given, default) in sections.items():
         if given != default:
             yield f"trainer.{name}.{changed(given)} has no effect in a run of kind {kind!r}; leave it out"

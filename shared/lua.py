@@ -281,9 +281,13 @@ FORGET = (
     MOVE
     + EPOCH
     + """
--- KEYS trainer epoch, counters, then of each group to forget its attempts and its arrays; ARGV epoch
+-- KEYS trainer epoch, counters, then of each group to forget its attempts and its arrays; ARGV epoch, the step
+-- whose groups they are, or 0 for groups of no step
 local epoch = check_epoch(KEYS[1], ARGV[1])
 if epoch ~= 0 then return epoch end
+local step, forgotten = tonumber(ARGV[2]), tonumber(redis.call('HGET', KEYS[2], 'forgotten_step') or '0')
+if step > forgotten + 1 then return -2 end
+if step > forgotten then redis.call('HSET', KEYS[2], 'forgotten_step', step) end
 local bytes = 0
 for i = 3, #KEYS, 2 do
   bytes = bytes + stored_bytes(KEYS[i], KEYS[i + 1])

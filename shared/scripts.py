@@ -184,12 +184,17 @@ class Ledger:
         answer = await self._call(lua.ANNOUNCE, names, [epoch, entry, WEIGHTS.keep_newest])
         self._check_ledger(answer)
 
-    async def forget(self, epoch: int, group_ids: Sequence[int]) -> None:
-        """Delete the attempts of groups that a durable checkpoint covers; FencedOut or LedgerBehind as for a step."""
+    async def forget(self, epoch: int, group_ids: Sequence[int], step: int = 0) -> None:
+        """Delete the attempts of groups that a durable checkpoint covers, and count their step as forgotten.
+
+        Raises:
+            FencedOut: another trainer took over.
+            LedgerBehind: Redis lost writes, or the step before is not forgotten.
+        """
         keys, names = self.keys, [self.keys.trainer_epoch, self.keys.counters]
         for group_id in group_ids:
             names += [keys.group(group_id), keys.arrays(group_id)]
-        self._check_ledger(await self._call(lua.FORGET, names, [epoch]))
+        self._check_ledger(await self._call(lua.FORGET, names, [epoch, step]))
 
     async def redrive(self, group_id: int, letters: Sequence[tuple[str, DeadLetter]], event: Event) -> bool:
         """Send the dead entries of a group to their streams again and take back its drop; False if it is not dead.

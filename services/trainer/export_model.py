@@ -5,6 +5,9 @@ from pathlib import Path
 
 from services.trainer.learner import Learner
 
+EXPORTS = "exports"
+"""Of a run's folder: the models of its steps, step_000050 each."""
+
 
 def export_model(learner: Learner, folder: Path) -> None:
     """Write aside, then put the folder in its place; an older export there is replaced."""

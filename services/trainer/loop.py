@@ -7,7 +7,7 @@ from pathlib import Path
 
 from services.trainer.checkpoint_writer import CheckpointWriter
 from services.trainer.compute_thread import ComputeThread
-from services.trainer.export_model import export_model
+from services.trainer.export_model import EXPORTS, export_model
 from services.trainer.learner import Learner
 from services.trainer.ledger_on_disk import LedgerOnDisk
 from services.trainer.publish_versions import Versions
@@ -20,6 +20,7 @@ from services.trainer.stored_limit import StoredLimit
 from services.trainer.take_up import Manifest
 from services.trainer.watch_steps import StepWatch, was_skipped
 from shared.await_redis import AwaitRedis
+from shared.errors import RunRejected
 from shared.logs import Log
 from shared.messages import Rollout, StepIntent
 
@@ -95,12 +96,7 @@ class TrainingLoop:
             if intent is None:
                 break
             await self._step(intent)
-            if step % self.checkpoint_every == 0 or step == self.steps:
-                await self._checkpoint(step)
-                self.clock.lap("checkpoint")
-            if self.export_every and step % self.export_every == 0:
-                await self.compute.run(export_model, self.learner, self.folder / "exports" / f"step_{step:06d}")
-                self.clock.lap("checkpoint")
+            await self._keep(step)
         done = self.progress.step
         if done == self.steps:
             await self.versions.settle()
@@ -135,10 +131,27 @@ class TrainingLoop:
         self.log.info("step_done", step=intent.step, **metrics)
         self.clock.lap("publish")
 
+    async def _keep(self, step: int) -> None:
+        """Export and checkpoint where they are due: a checkpoint, from which no step is done again, goes last."""
+        if self.export_every and step % self.export_every == 0:
+            await self.compute.run(export_model, self.learner, self.folder / EXPORTS / f"step_{step:06d}")
+            self.clock.lap("checkpoint")
+        if step % self.checkpoint_every == 0 or step == self.steps:
+            await self._checkpoint(step)
+            self.clock.lap("checkpoint")
+
+    async def _fetch(self, intent: StepIntent, wanted: Attempts) -> list[Rollout]:
+        """What is gone with the record of the step was lost by Redis: LedgerBehind, and not the end of the run."""
+        try:
+            return await self.fetch(intent, wanted)
+        except RunRejected:
+            await self.ledger.check(intent.step - 1, intent.step)
+            raise
+
     async def _train(self, intent: StepIntent) -> dict[str, float]:
         self.clock.lap("wait")
         share = self.share(intent)
-        rollouts = await self.redis(lambda: self.fetch(intent, share.attempts))
+        rollouts = await self.redis(lambda: self._fetch(intent, share.attempts))
         self.clock.lap("fetch")
         metrics = await self.compute.run(self.learner.train, rollouts, intent, share)
         self.clock.lap("train")

@@ -46,7 +46,7 @@ class Orders:
         self.send(name, **given)
         try:
             yield
-        except Exception:
+        except BaseException:  # also a generator that is left before its end, with the others within it
             self.are_out_of_step = True
             raise
 

@@ -13,13 +13,14 @@ from services.trainer.branch import take_up_branch
 from services.trainer.checkpoint_writer import CheckpointWriter
 from services.trainer.compute_thread import ComputeThread
 from services.trainer.evaluation_gate import EvaluationGate
+from services.trainer.export_model import EXPORTS
 from services.trainer.fetch_payloads import fetch_step
 from services.trainer.learner import Learner
 from services.trainer.ledger_on_disk import LedgerOnDisk
 from services.trainer.load_model import choose_device
 from services.trainer.loop import TrainingLoop
 from services.trainer.publish_versions import CountedVersions, PublishedVersions, Publisher
-from services.trainer.recorded_run import note_run, owner_of
+from services.trainer.recorded_run import note_run, own_folder, owner_of
 from services.trainer.retention import Retention
 from services.trainer.sample_buffer import BatchPolicy, SampleBuffer
 from services.trainer.select_groups import load_selection
@@ -86,6 +87,8 @@ async def prepare_run(
     await await_redis(ledger.take_over)
     position, manifest = await await_redis(ledger.position), manifest_of(settings)
     open_archive(folder, owner_of(serving.record))
+    if settings.trainer.export_every:
+        own_folder(folder / EXPORTS, serving.record)
     done = await compute.run(take_up, learner, checkpoints, position, partial(archived_until, folder), manifest, log)
     log.info("model_ready", run=serving.run, device=str(device), dtype=settings.model.dtype, step=done)
 

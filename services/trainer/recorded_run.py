@@ -12,7 +12,7 @@ from shared.run_settings import RunSettings
 from shared.runs import RunRecord, Runs
 from shared.settings import validate
 
-NAME = "run.json"
+NAME, OWNER = "run.json", "OWNER"
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,6 +28,17 @@ class RecordedRun:
 
 def owner_of(record: RunRecord) -> str:
     return f"{record.created:.6f}"
+
+
+def own_folder(folder: Path, record: RunRecord) -> Path:
+    """Made, and marked as this run's; one of an earlier run of the same name is set aside by its owner's name."""
+    mark, owner = folder / OWNER, owner_of(record)
+    found = mark.read_text("utf-8") if mark.exists() else ""
+    if folder.exists() and found != owner:
+        folder.rename(folder.with_name(f"{folder.name}_{found or 'unknown'}"))
+    folder.mkdir(parents=True, exist_ok=True)
+    mark.write_text(owner, "utf-8")
+    return folder
 
 
 def note_run(folder: Path, record: RunRecord) -> None:

@@ -23,12 +23,10 @@ from services.trainer.reach_step import Reached, Recordings, computing, reach, r
 from services.trainer.recorded_run import RecordedRun
 from services.trainer.recorded_steps import RecordedSteps
 from services.trainer.share_step import share_of
+from services.trainer.take_up import WITHOUT_EFFECT
 from shared.errors import RunRejected, SettingsError
 from shared.run_settings import RunSettings
 from shared.settings import Tree, merge, validate
-
-WITHOUT_EFFECT = ("backend", "checkpoint_every", "keep_checkpoints", "archive")
-"""Settings of the trainer that say nothing about a step."""
 
 
 @dataclass(frozen=True, slots=True)

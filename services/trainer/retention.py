@@ -34,12 +34,9 @@ class Retention:
             raise LedgerBehind(f"run {self._keys.run}: Redis lost its last writes: step {covered} is not recorded")
         if self._archive is not None:
             await self._archive.write(intents)
-        spent = {group_id for intent in intents for group_id in intent.group_ids}
-        spent_ids = sorted(spent)
-        for start in range(0, len(spent_ids), BATCH):
-            await self._ledger.forget(spent_ids[start : start + BATCH])
-        await self._trim(spent)
-        await self._ledger.forgotten(covered)
+        await self._trim({group_id for intent in intents for group_id in intent.group_ids})
+        for intent in intents:  # each with its count: Redis may lose a deletion, but then what was counted for it too
+            await self._ledger.forget(intent)
         self._forgotten = covered
 
     async def archive_rest(self) -> None:

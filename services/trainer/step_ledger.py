@@ -3,7 +3,6 @@
 What else only the one trainer of a run may write goes through here, too: versions, and what leaves Redis.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import cast
 
@@ -59,13 +58,13 @@ class StepLedger:
         """Whether another trainer has taken this run over."""
         return await self._written_epoch() > self._epoch
 
-    async def check(self, done: int) -> None:
-        """Raise what a write of the step after `done` would raise now."""
+    async def check(self, done: int, intended: int = 0) -> None:
+        """Raise what a write of the step after `done` would raise now; `intended` is the newest one recorded here."""
         epoch = await self._written_epoch()
         if epoch > self._epoch:
             raise FencedOut(f"run {self._keys.run}: another trainer took this run over; this one stops")
         position = await self.position()
-        if epoch < self._epoch or position.intended < done or position.step < done:
+        if epoch < self._epoch or position.intended < max(done, intended) or position.step < done:
             raise LedgerBehind(
                 f"run {self._keys.run}: Redis lost its last writes: {done} steps are done, and it knows {position.step}"
             )
@@ -89,13 +88,9 @@ class StepLedger:
         """Count a version as served, which lets the groups of a further step be released."""
         await self._ledger.advance("weight_version", version, self._epoch)
 
-    async def forget(self, group_ids: Sequence[int]) -> None:
-        """Delete the attempts of groups that a durable checkpoint covers."""
-        await self._ledger.forget(self._epoch, group_ids)
-
-    async def forgotten(self, step: int) -> None:
-        """The groups of all steps up to this one have left Redis."""
-        await self._ledger.advance("forgotten_step", step, self._epoch)
+    async def forget(self, intent: StepIntent) -> None:
+        """Delete the attempts of a step that a durable checkpoint covers, after those of the step before."""
+        await self._ledger.forget(self._epoch, intent.group_ids, intent.step)
 
     async def intents(self, after: int, until: int | None = None) -> list[StepIntent]:
         """Recorded steps after `after` (and up to `until`), in order.

@@ -13,6 +13,11 @@ from shared.errors import RunRejected
 from shared.logs import Log
 from shared.run_settings import RunSettings
 
+WITHOUT_EFFECT = (
+    *("backend", "checkpoint_every", "keep_checkpoints", "export_every", "archive"),
+    *("nan_policy", "check_first_step", "logprob_diff_alarm"),
+)
+"""Settings of the trainer that say nothing about the state after a step."""
 Archived = Callable[[int], int]
 """A step -> the last one after it before which the archive misses none."""
 
@@ -33,7 +38,7 @@ class Manifest:
 
 def manifest_of(settings: RunSettings) -> Manifest:
     """The part of the manifest that is the same in every checkpoint of a run."""
-    trainer = settings.trainer.model_dump(mode="json", exclude={"checkpoint_every", "keep_checkpoints", "archive"})
+    trainer = settings.trainer.model_dump(mode="json", exclude=set(WITHOUT_EFFECT))
     relevant = {"kind": settings.kind, "model": settings.model.model_dump(mode="json"), "trainer": trainer}
     text = json.dumps(relevant, sort_keys=True)
     return Manifest(settings.seed, hashlib.sha256(text.encode()).hexdigest())

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from services.trainer.commit_reader import CommitReader
 from services.trainer.metrics_feed import MetricsFeed, Patience, Tell
-from services.trainer.recorded_run import owner_of
+from services.trainer.recorded_run import own_folder, owner_of
 from services.trainer.sinks.choose_sinks import choose_sinks
 from services.trainer.sinks.sink import Place
 from services.trainer.step_ledger import StepLedger
@@ -15,13 +15,12 @@ from services.trainer.tell import tell
 from shared.logs import Log
 from shared.messages import StepRecord
 from shared.redis_connection import UNREACHABLE
-from shared.runs import RunRecord
 from shared.service import Serving
 from shared.streams import Stream
 from shared.tasks import end
 from shared.topology import STEPS
 
-FOLDER, OWNER = "metrics", "OWNER"
+FOLDER = "metrics"
 CLOSE_S = 30.0
 """Seconds that sinks get at the end of a run to write what they do not have yet."""
 POLL_S = 0.05
@@ -77,7 +76,7 @@ def open_metrics(
     """RunRejected if a sink that was asked for is not installed. The sinks themselves are opened in `follow`."""
     settings, log, run = serving.record.settings, serving.place.log, serving.run
     chosen = choose_sinks(settings.metrics.sinks)
-    folder = _folder(run_folder, serving.record)
+    folder = own_folder(run_folder / FOLDER, serving.record)
     place = Place(
         folder=folder,
         run=run,
@@ -97,15 +96,3 @@ def open_metrics(
 def _reader(serving: Serving, ledger: StepLedger) -> CommitReader:
     steps: Stream[StepRecord] = Stream(serving.redis, serving.run, STEPS)
     return CommitReader(steps, ledger)
-
-
-def _folder(run_folder: Path, record: RunRecord) -> Path:
-    """Made, and marked as this run's; one of an earlier run of the same name is set aside by its owner's name."""
-    folder, owner = run_folder / FOLDER, owner_of(record)
-    mark = folder / OWNER
-    found = mark.read_text("utf-8") if mark.exists() else ""
-    if folder.exists() and found != owner:
-        folder.rename(run_folder / f"{FOLDER}_{found or 'unknown'}")
-    folder.mkdir(parents=True, exist_ok=True)
-    mark.write_text(owner, "utf-8")
-    return folder

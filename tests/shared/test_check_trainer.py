@@ -23,6 +23,7 @@ WHITENED = "advantage.whiten=step"
 REFUSED = [
     (["updates_per_step=5"], "does not divide rollout.groups_per_step = 32; write a divisor of it"),
     (["warmup_steps=11"], "write at most 10"),
+    (["min_learning_rate_ratio=0.1"], 'write schedule = "linear" or "cosine", or leave it out'),
     (["kl.reward_coef=0.1", "kl.loss_coef=0.1"], "write 0 for one of them"),
     (["kl.reward_coef=0.1"], "trainer.kl.reward_coef has no effect on grpo"),
     (["kl.reward_coef=0.1", "advantage.estimator=rloo"], "write kl.loss_coef instead"),
@@ -66,6 +67,7 @@ REFUSED = [
 ]
 FINE = [
     ["updates_per_step=8", "epochs=2"],
+    ["min_learning_rate_ratio=0.1", "schedule=linear"],
     ["kl.reward_coef=0.1", "advantage.estimator=ppo", "kl.refresh_every=5"],
     ["kl.loss_coef=0.1", "kl.estimator=k1", "kl.unbiased=true"],
     ["kl.measure=true", "kl.reference=/models/other"],
@@ -115,6 +117,8 @@ def test_estimators_without_a_group_take_one_attempt(estimator: str) -> None:
         (["kind=sft", "trainer.advantage.gamma=0.9"], "trainer.advantage.gamma has no effect in a run of kind 'sft'"),
         (["kind=sft", "trainer.loss.entropy_coef=0.9"], "trainer.loss.entropy_coef has no effect"),
         (["kind=sft", "trainer.kl.loss_coef=0.9"], "trainer.kl.loss_coef has no effect"),
+        (["kind=sft", "trainer.logprob_diff_alarm=0.1"], "which a run of kind 'sft' has not"),
+        (["kind=dpo", "trainer.logprob_diff_alarm=0.1"], "which a run of kind 'dpo' has not"),
         (["kind=sft", "trainer.dpo.beta=0.9"], "trainer.dpo.beta has no effect"),
         (["kind=dpo", "trainer.kl.loss_coef=0.9"], "trainer.kl.loss_coef has no effect in a run of kind 'dpo'"),
         (["kind=dpo", "trainer.dpo.type=ipo", "trainer.dpo.label_smoothing=0.1"], "write 0"),

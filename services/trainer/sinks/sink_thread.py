@@ -16,10 +16,12 @@ class SinkThread:
 
     def __init__(self, name: str) -> None:
         self._calls: queue.SimpleQueue[Call | None] = queue.SimpleQueue()
-        threading.Thread(target=self._work, name=f"metrics-{name}", daemon=True).start()
+        self._thread = threading.Thread(target=self._work, name=f"metrics-{name}", daemon=True)
 
     async def run(self, call: Callable[[], R], deadline_s: float, late: Callable[[], None]) -> R:
         """What the call returns or raises; `late` is called each time that another deadline has passed without it."""
+        if self._thread.ident is None:  # not before: a run may be refused while its sinks wait for it
+            self._thread.start()
         future: Future[R] = Future()
         self._calls.put((call, future))
         waiting = asyncio.wrap_future(future)

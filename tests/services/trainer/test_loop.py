@@ -10,12 +10,13 @@ from redis.asyncio import Redis
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from services.trainer import loop
 from services.trainer.checkpoint import Checkpoints, Writing
 from shared.messages import StepCommit, StepIntent
 from shared.runs import Runs
 from shared.scripts import Ledger
 from shared.topology import GROUPS
-from tests.services.trainer.bench import KEYS, Bench, until_version
+from tests.services.trainer.bench import KEYS, Bench, Killed, kill_at, until_version
 from tests.services.trainer.recorded_groups import (
     NotedVersions,
     feed,
@@ -53,11 +54,34 @@ async def test_a_run_exports_while_it_goes_on_what_it_publishes_then(redis: Redi
     await until_version(redis, 0)
     await feed(redis, "r1", range(12))
     await asyncio.wait_for(training, 60)
-    assert [folder.name for folder in (bench.folder / "exports").iterdir()] == ["step_000003"]
+    assert [folder.name for folder in (bench.folder / "exports").glob("step_*")] == ["step_000003"]
     exported = load_file(bench.folder / "exports" / "step_000003" / "model.safetensors")
     for name, tensor in bench.noted[0].published[3].items():
         assert torch.equal(exported[name], tensor), name
     assert AutoTokenizer.from_pretrained(bench.folder / "exports" / "step_000003").eos_token == "<|im_end|>"
+
+
+async def test_a_trainer_that_is_killed_in_an_export_exports_that_step_when_it_goes_on(
+    redis: Redis, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bench = Bench(redis, tmp_path, trainer={"export_every": 2, "checkpoint_every": 2})
+    await feed(redis, "r1", range(12))
+    kill_at(monkeypatch, loop, "export_model")
+    with pytest.raises(Killed):
+        await asyncio.wait_for(bench.train(), 60)
+    await asyncio.wait_for(bench.train(), 60)
+    exports = sorted((bench.folder / "exports").glob("step_*/model.safetensors"))
+    assert [file.parent.name for file in exports] == ["step_000002", "step_000004"]
+
+
+async def test_exports_of_an_earlier_run_of_the_same_name_are_set_aside(redis: Redis, tmp_path: Path) -> None:
+    bench = Bench(redis, tmp_path, trainer={"steps": 2, "export_every": 1})
+    (bench.folder / "exports" / "step_000009").mkdir(parents=True)
+    (bench.folder / "exports" / "OWNER").write_text("1.000000")
+    await feed(redis, "r1", range(6))
+    await asyncio.wait_for(bench.train(), 60)
+    assert sorted(path.name for path in (bench.folder / "exports").glob("step_*")) == ["step_000001", "step_000002"]
+    assert [path.name for path in (bench.folder / "exports_1.000000").glob("step_*")] == ["step_000009"]
 
 
 async def test_a_commit_names_what_was_measured(redis: Redis, tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from redis.asyncio import Redis
 
+from services.trainer import serve_run
 from services.trainer.checkpoint import Checkpoints, Writing
 from services.trainer.checkpoint_writer import CheckpointWriter
 from services.trainer.step_ledger import StepLedger
@@ -44,10 +45,18 @@ async def restore(redis: Redis, saved: Snapshot) -> None:
 class Rollback:
     """Redis as it was right after (or before) a write of step `begin`, put back after the same write of step `end`."""
 
-    def __init__(self, monkeypatch: pytest.MonkeyPatch, name: str, begin: int, end: int, again: range) -> None:
+    def __init__(
+        self,
+        monkeypatch: pytest.MonkeyPatch,
+        name: str,
+        begin: int,
+        end: int,
+        again: range,
+        saved: Snapshot | None = None,
+    ) -> None:
         self._original: Any = getattr(StepLedger, name)
         self._begin, self._end, self._again = begin, end, again
-        self._saved: Snapshot = {}
+        self._saved: Snapshot = saved or {}
         self.done = False
         rollback = self
 
@@ -144,6 +153,52 @@ async def test_groups_that_redis_lost_while_they_waited_are_trained_once_when_th
     await asyncio.wait_for(training, 60)
     assert sorted(await trained_by(bench)) == list(range(12))
     assert (await outcome(bench)).ledger["undecided"] == {}
+
+
+async def test_groups_that_redis_lost_with_the_record_of_their_step_do_not_end_the_run(
+    redis: Redis, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It goes back before the step has fetched them, and they come again only once the trainer waits for them."""
+    bench, rewound = Bench(redis, tmp_path, trainer={"steps": 4}), asyncio.Event()
+    await feed(redis, "r1", range(3))
+    training = asyncio.create_task(bench.train())
+    await until_version(redis, 1)
+    Rollback(monkeypatch, "intend", 0, 2, range(0), await snapshot(redis))
+    monkeypatch.setattr(serve_run, "tell", _noting(rewound))
+    await feed(redis, "r1", range(3, 6))
+    gone = asyncio.create_task(rewound.wait())
+    await asyncio.wait([gone, training], timeout=20, return_when=asyncio.FIRST_COMPLETED)
+    await feed(redis, "r1", range(3, 12))
+    await asyncio.wait_for(training, 60)
+    assert sorted(await trained_by(bench)) == list(range(12))
+    assert (await outcome(bench)).ledger["undecided"] == {}
+
+
+async def test_groups_whose_deletion_redis_lost_in_the_middle_are_deleted_all_the_same(
+    redis: Redis, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    forget, lost = StepLedger.forget, list[int]()
+
+    async def forget_in_vain(ledger: StepLedger, intent: StepIntent) -> None:
+        saved = await snapshot(redis)
+        await forget(ledger, intent)
+        if not lost:
+            lost.append(intent.step)
+            await restore(redis, saved)
+
+    monkeypatch.setattr(StepLedger, "forget", forget_in_vain)
+    bench = Bench(redis, tmp_path, trainer={"steps": 6})
+    await feed(redis, "r1", range(18))
+    await asyncio.wait_for(bench.train(), 60)
+    assert lost == [1]
+    assert [group for group in range(18) if await redis.exists(KEYS.group(group))] == [12, 13, 14, 15, 16, 17]
+
+
+def _noting(told: asyncio.Event) -> Any:
+    async def tell(*given: object) -> None:
+        told.set()
+
+    return tell
 
 
 async def test_versions_that_engines_have_beyond_the_point_are_published_again(

@@ -19,8 +19,7 @@ WRITES: dict[str, Callable[[StepLedger], Awaitable[Any]]] = {
     "a commit": lambda ledger: ledger.commit(StepIntent(1, [0], 0, 1), {}, 1),
     "an announcement": lambda ledger: ledger.announce(VERSION),
     "a served version": lambda ledger: ledger.served(2),
-    "the deletion of groups": lambda ledger: ledger.forget([0]),
-    "what has left Redis": lambda ledger: ledger.forgotten(1),
+    "the deletion of groups": lambda ledger: ledger.forget(StepIntent(1, [0], 0, 0)),
 }
 
 
