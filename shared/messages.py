@@ -40,7 +40,11 @@ Spans = list[tuple[int, int]]
 """Run-length code: `[(value, count), ...]`; the counts add up to the number of tokens."""
 
 Kind = Literal["train", "eval", "sft", "dpo"]
+TRAINED_KIND: dict[str, Kind] = {"rl": "train", "sft": "sft", "dpo": "dpo"}
+"""Kind of a run -> kind of the groups that it trains."""
 Preference = Literal["chosen", "rejected"]
+PREFERENCES: tuple[Preference, Preference] = ("chosen", "rejected")
+"""By the number of the attempt in its pair."""
 """Which of the two answers of a pair."""
 Turns = list[dict[str, Any]]
 """Chat messages, `{"role": ..., "content": ...}` each."""

@@ -15,16 +15,13 @@ from services.trainer.learner import Learner
 from services.trainer.open_learner import open_learner
 from services.trainer.ranks import OneRank
 from services.trainer.share_step import share_of
-from shared.messages import Kind, Preference, Rollout, StepIntent
+from shared.messages import PREFERENCES, TRAINED_KIND, Rollout, StepIntent
 from shared.run_settings import RunSettings
 from shared.settings import merge
 
 Score = Callable[[Ids, Sequence[Ids]], list[float]]
 """(a word by row, an answer by row) -> rewards."""
 CPU = torch.device("cpu")
-KINDS: dict[str, Kind] = {"rl": "train", "sft": "sft", "dpo": "dpo"}
-"""Kind of a run -> kind of its attempts."""
-PREFERENCES: tuple[Preference, Preference] = ("chosen", "rejected")
 
 
 @dataclass(slots=True)
@@ -150,7 +147,7 @@ def _rollouts(
             group_id=number // size,
             attempt=number % size,
             group_size=size,
-            kind=KINDS[settings.kind],
+            kind=TRAINED_KIND[settings.kind],
             dataset="words",
             row=number // size,
             prompt="",

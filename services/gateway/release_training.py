@@ -12,7 +12,7 @@ from services.gateway.mix_datasets import Cursor, Draw, draw, dump_cursor, load_
 from services.gateway.read_standing import RunStanding
 from services.gateway.row_order import RowOrder
 from shared.admission import admission_limit, is_full
-from shared.messages import Prompt
+from shared.messages import TRAINED_KIND, Prompt
 from shared.run_settings import RunSettings
 from shared.scripts import Ledger
 from shared.topology import Keys
@@ -69,7 +69,7 @@ class TrainingRelease:
         row: Row = self._rows[one.dataset].read(number)
         return Prompt(
             group_id=group_id,
-            kind="train" if self._settings.kind == "rl" else self._settings.kind,
+            kind=TRAINED_KIND[self._settings.kind],
             dataset=one.dataset,
             row=number,
             prompt=row.prompt,

@@ -15,7 +15,7 @@ from services.trainer.tiny_model import TinyShape, write_tiny_model
 from shared.deployment import Deployment
 from shared.joining import complete
 from shared.logs import Log
-from shared.messages import GroupReady, Kind, Preference, Rollout
+from shared.messages import PREFERENCES, TRAINED_KIND, GroupReady, Rollout
 from shared.run_settings import RunSettings
 from shared.runs import RunRecord, Runs
 from shared.scripts import Ledger
@@ -25,8 +25,6 @@ from shared.topology import Keys
 
 SMALL = TinyShape(hidden=32, layers=1, heads=2, kv_heads=1, intermediate=48, head_dim=16)
 GROUP_SIZE = 4
-KINDS: dict[str, Kind] = {"rl": "train", "sft": "sft", "dpo": "dpo"}
-PREFERENCES: tuple[Preference, Preference] = ("chosen", "rejected")
 
 
 def small_model(folder: Path) -> Path:
@@ -131,7 +129,7 @@ def _rollout(random: np.random.Generator, group_id: int, attempt: int, kind: str
         group_id=group_id,
         attempt=attempt,
         group_size=_size(kind),
-        kind=KINDS[kind],
+        kind=TRAINED_KIND[kind],
         dataset="sums",
         row=group_id,
         prompt="",

@@ -23,9 +23,8 @@ from services.trainer.ranks import OneRank
 from services.trainer.step_table import gather_table
 from services.trainer.token_scores import Entropy
 from services.trainer.training_batch import TrainingBatch, training_batch
-from shared.messages import Rollout
+from shared.messages import PREFERENCES, Rollout
 from tests.services.trainer.random_packs import SIZES, grouped_heads, rollouts_of, with_a_window
-from tests.services.trainer.recorded_groups import PREFERENCES
 
 LENGTHS = [5, 40, 17, 2, 33, 64, 9, 9, 1, 28, 13, 50, 3, 3, 21, 7]
 TOTAL = sum(LENGTHS)

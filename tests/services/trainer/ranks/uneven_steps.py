@@ -15,9 +15,8 @@ from services.trainer.ranks import Ranks
 from services.trainer.share_step import cut, share_of
 from services.trainer.tiny_model import TinyShape, write_tiny_model
 from services.trainer.training_batch import training_batch
-from shared.messages import Rollout, Spans, StepIntent
+from shared.messages import PREFERENCES, TRAINED_KIND, Rollout, Spans, StepIntent
 from shared.run_settings import RunSettings
-from tests.services.trainer import recorded_groups
 
 TINY = TinyShape(hidden=34, layers=2, heads=2, kv_heads=1, intermediate=50, head_dim=16)
 """Rows that 4 ranks cannot share evenly."""
@@ -96,7 +95,7 @@ def _sample(
         group_id=group,
         attempt=attempt,
         group_size=count,
-        kind=recorded_groups.KINDS[kind],
+        kind=TRAINED_KIND[kind],
         dataset=f"data_{group % 2}",
         row=group,
         prompt="",
@@ -111,7 +110,7 @@ def _sample(
         text="",
         worker="w",
         seconds=0.1,
-        preference=recorded_groups.PREFERENCES[attempt] if kind == "dpo" else None,
+        preference=PREFERENCES[attempt] if kind == "dpo" else None,
         reward=float(random.normal()),
     )
 
