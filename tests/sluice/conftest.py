@@ -11,6 +11,7 @@ import httpx
 import pytest
 
 from sluice.cli.main import run
+from sluice.cli.output import OUT
 from sluice.client import Client
 from tests.conftest import free_port
 
@@ -84,6 +85,7 @@ def sluice(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], 
     """Run `sluice ARGUMENTS` in an empty folder and a home of its own."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("COLUMNS", "200")
+    monkeypatch.setattr(OUT, "width", 200)  # read once, by whichever test imported it first
 
     def call(*arguments: str) -> Outcome:
         monkeypatch.setattr(sys, "argv", ["sluice", *arguments])
