@@ -9,6 +9,7 @@ from urllib.parse import quote
 import httpx
 
 from shared.errors import SluiceError
+from shared.event_lines import event_lines
 from shared.ledger_answers import DeadEntry, DeadLetterList, Discarded, LedgerAnswer, Lineage, Redriven
 from sluice.answers import Dataset, Run, Sample, Step, StreamEvent
 
@@ -158,7 +159,7 @@ class Client:
                 if answer.is_error:
                     answer.read()
                     raise _refusal(answer)
-                yield from _parse_events(answer.iter_lines())
+                yield from _parse_events(event_lines(answer.iter_bytes()))
         except httpx.TransportError as error:
             raise self._unreachable(error) from error
 

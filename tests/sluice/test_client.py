@@ -1,5 +1,6 @@
 """The client against a real gateway: datasets, runs, events and refusals."""
 
+import asyncio
 import json
 from pathlib import Path
 from typing import Any
@@ -7,6 +8,10 @@ from typing import Any
 import pytest
 
 import sluice as public
+from shared.messages import Event
+from shared.redis_connection import connect_checked
+from shared.streams import Stream
+from shared.topology import EVENTS
 from sluice.client import Client, GatewayError, GatewayUnreachable
 from tests.conftest import free_port
 from tests.sluice.conftest import Gateway
@@ -21,6 +26,11 @@ def rows_file(folder: Path, count: int = 3) -> Path:
 def settings(name: str, dataset: str, model: Path) -> dict[str, Any]:
     data = {"datasets": [{"name": dataset}]}
     return {"name": name, "model": {"path": str(model)}, "data": data, "trainer": {"steps": 2}}
+
+
+async def publish(redis_url: str, run: str, event: Event) -> None:
+    async with await connect_checked(redis_url, 10) as redis:
+        await Stream[Event](redis, run, EVENTS).publish(event)
 
 
 @pytest.fixture
@@ -75,6 +85,18 @@ def test_events_resume_behind_the_one_that_was_seen_last(client: Client, tmp_pat
     events = list(client.events("events-run"))
     again = list(client.events("events-run", after_id=events[-1].id))
     assert events[-1] not in again
+
+
+def test_no_separator_of_lines_inside_a_text_breaks_an_event(
+    client: Client, redis_url: str, tmp_path: Path, model: Path
+) -> None:
+    client.push_dataset("for-separators", rows_file(tmp_path))
+    client.start_run(settings("separators-run", "for-separators", model))
+    error = "a\x85b\u2028c\u2029d\x1ee"
+    asyncio.run(publish(redis_url, "separators-run", Event(1.0, "reward", "dropped", {"error": error})))
+    client.stop_run("separators-run")
+    events = [event.data["detail"] for event in client.events("separators-run") if event.event == "event"]
+    assert events == [{"error": error}]
 
 
 def test_a_wrong_key_is_refused_with_where_the_right_one_is(gateway: Gateway) -> None:
