@@ -56,6 +56,11 @@ def test_json_output_is_one_document_and_nothing_else(connected: Sluice, tmp_pat
     assert "runs" in json.loads(connected("run", "list", "--json").out)
 
 
+def test_the_doctor_says_in_plain_words_how_each_thing_is(sluice: Sluice) -> None:
+    shown = [line.split()[:2] for line in sluice("doctor").out.splitlines()]
+    assert ["ok", "python"] in shown
+
+
 def test_tables_show_datasets_and_rows(connected: Sluice, tmp_path: Path) -> None:
     connected("dataset", "push", str(rows_file(tmp_path)), "--name", "cli-table")
     assert "cli-table" in connected("dataset", "list").out
