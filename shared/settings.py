@@ -1,6 +1,7 @@
 """TOML file < environment < command line -> one frozen, validated settings model."""
 
 import difflib
+import json
 import tomllib
 import types
 from collections.abc import Iterable, Mapping, Sequence
@@ -110,6 +111,29 @@ def validate_layers(model: type[S], layers: Sequence[Layer]) -> S:
     except ValidationError as error:
         errors = (cast(Tree, one) for one in error.errors())
         raise SettingsError("\n".join(_sentence(model, _origin(layers, one), one) for one in errors)) from None
+
+
+def restore(model: type[S], text: str) -> S:
+    """Settings from the JSON in which they were stored when they were right.
+
+    An older version may have taken what this one refuses: a run that has such settings is still there to be listed,
+    finished and deleted. Names that are no settings any more are left out.
+    """
+    try:
+        return model.model_validate_json(text)
+    except ValidationError:
+        return _restored(model, json.loads(text))
+
+
+def _restored(annotation: Any, value: Any) -> Any:
+    model = _model_in(annotation)
+    if isinstance(value, list) and model is not None:
+        return [_restored(model, one) for one in cast(list[Any], value)]
+    if not isinstance(value, dict) or model is None:
+        return value
+    fields, tree = model.model_fields, cast(Tree, value)
+    known = {name: _restored(fields[name].annotation, tree[name]) for name in fields if name in tree}
+    return model.model_construct(**known)
 
 
 def _origin(layers: Sequence[Layer], error: Tree) -> str:
