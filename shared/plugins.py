@@ -35,6 +35,8 @@ def load_function(
         raise PluginError(
             f"{path}: module {module_name} does not import ({error}); install it or run beside it"
         ) from error
+    except SystemExit as error:  # as a script does that reads a command line
+        raise PluginError(f"{path}: module {module_name} ends the program when it is imported; correct it") from error
     except Exception as error:  # a module runs whatever its author wrote, and can fail in every way
         raise PluginError(f"{path}: module {module_name} fails when it is imported ({error!r}); correct it") from error
     function = getattr(module, attribute, None)
@@ -47,7 +49,10 @@ def load_function(
 
 
 def _check_signature(path: str, function: Callable[..., Any], parameters: tuple[str, ...], example: str) -> None:
-    given = list(inspect.signature(function).parameters.values())
+    try:
+        given = list(inspect.signature(function).parameters.values())
+    except ValueError as error:
+        raise PluginError(f"{path} does not say what it takes; write `{example}`") from error
     positional = [p for p in given if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
     variadic = any(p.kind is p.VAR_POSITIONAL for p in given)
     required_keyword = [p.name for p in given if p.kind is p.KEYWORD_ONLY and p.default is p.empty]

@@ -1,10 +1,14 @@
 """What one run is: its model, data, rollouts, rewards, training and evaluation, as written in one TOML file."""
 
+from collections.abc import Iterator
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
+from shared.check_address import names_a_host
+from shared.check_functions import function_problems
 from shared.check_kind import unused_settings
+from shared.check_name import Name
 from shared.check_trainer import trainer_problems
 from shared.metrics_settings import MetricsSettings
 from shared.settings import Settings
@@ -12,6 +16,12 @@ from shared.trainer_settings import TrainerSettings
 
 Positive = Annotated[int, Field(gt=0)]
 Seconds = Annotated[float, Field(gt=0)]
+
+
+def _check_top_k(k: int) -> int:
+    if k < 1 and k != -1:
+        raise ValueError("write 1 or more, or -1 for all tokens")
+    return k
 
 
 class ModelSettings(Settings):
@@ -51,7 +61,7 @@ class SamplingSettings(Settings):
     """Divides the logits; 0 takes the likeliest token (evaluation only)."""
     top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
     """Sample from the likeliest tokens that together have this probability."""
-    top_k: int = -1
+    top_k: Annotated[int, AfterValidator(_check_top_k)] = -1
     """Sample from the k likeliest tokens; -1 for all."""
     max_new_tokens: Positive = 256
     """Longest response, in tokens."""
@@ -173,12 +183,12 @@ class BranchSettings(Settings):
 class RunSettings(Settings):
     """One run."""
 
-    name: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_.-]{0,63}$")]
-    """Unique id of the run: lower-case letters, digits, dots, dashes and underscores."""
+    name: Name
+    """Unique id of the run: 1 to 64 lower-case letters, digits, dots, dashes and underscores, no mark at the front."""
     kind: Literal["rl", "sft", "dpo"] = "rl"
     """Reinforcement learning, supervised fine-tuning on the labels of the rows, or direct preference optimization on
     rows with a chosen and a rejected answer."""
-    seed: int = 0
+    seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
     """Seed of the order of rows and of the trainer."""
     model: ModelSettings
     data: DataSettings
@@ -216,11 +226,8 @@ class RunSettings(Settings):
             raise ValueError(problem)
 
     def _check_rl(self) -> None:
-        reward = self.reward
-        if reward.type == "plugin" and not reward.plugin:
-            raise ValueError("reward.type is 'plugin' but reward.plugin is empty; write plugin = \"my_rewards:score\"")
-        if reward.type == "remote" and not reward.url.startswith(("http://", "https://")):
-            raise ValueError(f"reward.url is {reward.url!r}; reward.type 'remote' needs an http:// or https:// address")
+        for problem in (*function_problems(self.rollout, self.reward), *_reward_problems(self.reward)):
+            raise ValueError(problem)
         context, longest = self.engine.server_args.get("context_length"), self.rollout.sampling.max_new_tokens
         if isinstance(context, int) and longest >= context:
             raise ValueError(
@@ -244,3 +251,15 @@ class RunSettings(Settings):
     def attempts_per_group(self) -> int:
         """A pair is a group of two, the chosen answer first."""
         return {"sft": 1, "dpo": 2}.get(self.kind, self.rollout.group_size)
+
+
+def _reward_problems(reward: RewardSettings) -> Iterator[str]:
+    """A sentence for each part of `[reward]` that its type lacks, or does not read."""
+    if reward.type == "plugin" and not reward.plugin:
+        yield "reward.type is 'plugin' but reward.plugin is empty; write plugin = \"my_rewards:score\""
+    if reward.type == "remote" and not names_a_host(reward.url, ("http", "https")):
+        yield f"reward.url is {reward.url!r}; reward.type 'remote' needs an address such as http://HOST:PORT/"
+    if "type" not in reward.model_fields_set:
+        for kind, given in (("plugin", reward.plugin), ("remote", reward.url)):
+            if given:
+                yield f'reward.type is not set, so {given!r} would never be asked; write type = "{kind}"'

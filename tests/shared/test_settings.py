@@ -68,6 +68,12 @@ def deployment_refusal(file: str, environ: dict[str, str], *assignments: str) ->
     return str(caught.value)
 
 
+def deployment_refusal_of(name: str, value: str) -> str:
+    with pytest.raises(SettingsError) as caught:
+        load_deployment(environ={f"SLUICE_{name.upper().replace('.', '__')}": value})
+    return str(caught.value)
+
+
 def test_a_wrong_setting_of_a_deployment_is_told_with_the_place_where_it_stands(tmp_path: Path) -> None:
     file = tmp_path / "sluice.toml"
     file.write_text("[gateway]\nport = 1000\n[log]\nlevel = 'loud'\n")
@@ -111,7 +117,16 @@ def test_a_wrong_setting_of_a_run_is_told_with_the_place_where_it_stands() -> No
     [
         (["rollout.group_size=1", "trainer.advantage.normalize_std=false"], "write group_size = 2 or more"),
         (["engine.server_args.context_length=256"], "leaves no room for a prompt"),
-        (["reward.type=remote"], "needs an http:// or https:// address"),
+        (["reward.type=remote"], "needs an address such as http://HOST:PORT/"),
+        (["reward.type=remote", "reward.url=http://"], "needs an address such as http://HOST:PORT/"),
+        (["reward.url=http://127.0.0.1:8540/"], "reward.type is not set, so"),
+        (["reward.plugin=my_rewards:score"], 'write type = "plugin"'),
+        (["reward.type=plugin", "reward.plugin=score"], "reward.plugin is 'score'; write module:function"),
+        (["rollout.selection=freshst"], "write fifo, freshest, priority, module:function"),
+        (["reward.group_filter=std"], "write keep_all, nonzero_std, module:function"),
+        (["rollout.generate=mine"], "rollout.generate is 'mine'; write module:function"),
+        (["rollout.sampling.top_k=0"], "write 1 or more, or -1 for all tokens"),
+        (["seed=-1"], "seed is -1; input should be greater than or equal to 0"),
         (["reward.type=plugin"], 'write plugin = "my_rewards:score"'),
         (["rollout.sampling.temperature=0"], "all attempts are equal"),
         (["trainer.warmup_steps=11"], "write at most 10"),
@@ -137,6 +152,42 @@ def test_settings_are_frozen() -> None:
     settings = validate(RunSettings, RUN, "run.toml")
     with pytest.raises(ValueError, match="frozen"):
         settings.seed = 3  # type: ignore[misc]
+
+
+def test_the_place_of_a_section_that_took_the_place_of_a_value_is_told() -> None:
+    assert (
+        run_refusal(RUN, {}, "trainer.steps.x=3")
+        == "--set: trainer.steps is a section; input should be a valid integer"
+    )
+    assert run_refusal(RUN, {}, "data.datasets.0.name=x") == (
+        "--set: data.datasets is a section; write a list of tables of name, weight"
+    )
+
+
+@pytest.mark.parametrize(
+    ("assignment", "sentence"),
+    [
+        ("trainer=3", "trainer is 3; write a table of steps, backend"),
+        ('data.datasets=["sums"]', "data.datasets.0 is 'sums'; write a table of name, weight"),
+        ("eval.datasets=held", "eval.datasets is 'held'; write a list, in brackets"),
+        ("name=A", "name is 'A'; write 1 to 64 of a-z 0-9 _ . - beginning with a letter or digit"),
+        ("trainer.steps=true", "trainer.steps is True; write a number"),
+        ("trainer.loss.clip_low=true", "trainer.loss.clip_low is True; write a number"),
+    ],
+)
+def test_a_value_of_the_wrong_type_is_answered_with_what_to_write(assignment: str, sentence: str) -> None:
+    assert f"run.toml: {sentence}" in refusal(assignment)
+
+
+@pytest.mark.parametrize("url", ["127.0.0.1:8300", "ftp://x", "http://", "http://[::1", "http://a:99999", "http://a b"])
+def test_an_address_that_nothing_can_ask_is_refused(url: str) -> None:
+    for name in ("gateway.url", "router.url"):
+        assert f"{name} is {url!r}; write http://HOST:PORT, or leave it empty" in deployment_refusal_of(name, url)
+    assert load_deployment(environ={"SLUICE_GATEWAY__URL": "https://a/sluice"}).gateway_url == "https://a/sluice"
+
+
+def test_a_redis_url_without_its_scheme_is_refused() -> None:
+    assert "redis.url is 'abc'; write redis://:password@host:port/0" in deployment_refusal_of("redis.url", "abc")
 
 
 def test_a_variable_with_one_underscore_is_refused_and_those_of_compose_are_not() -> None:

@@ -292,8 +292,9 @@ async def test_a_defect_fails_the_run_and_not_the_gateway(
     assert record.reason == "gateway: the feeder failed with ZeroDivisionError: what a surprise"
 
 
+@pytest.mark.parametrize("told", ["why", "error"])
 async def test_a_run_of_which_every_group_is_refused_fails_instead_of_dropping_for_ever(
-    redis: Redis, store: DatasetStore
+    redis: Redis, store: DatasetStore, told: str
 ) -> None:
     settings = run_settings()
     ledger = await start(redis, store, settings)
@@ -301,7 +302,7 @@ async def test_a_run_of_which_every_group_is_refused_fails_instead_of_dropping_f
 
     async def refuse_all() -> bool:
         for prompt in await released(redis):
-            detail = {"group": prompt.group_id, "why": "the prompt is too long"}
+            detail = {"group": prompt.group_id, told: "the prompt is too long"}
             await ledger.drop(
                 prompt.group_id, "train", "rejected", Event(0.0, "rollout", "group_dropped", detail), None
             )
