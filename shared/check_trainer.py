@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator
 
+from shared.plugins import names_function
 from shared.settings import Settings
 from shared.trainer_settings import (
     AdvantageSettings,
@@ -38,6 +39,11 @@ def trainer_problems(trainer: TrainerSettings, kind: str, group_size: int, group
             f"trainer.updates_per_step is {trainer.updates_per_step}, which does not divide rollout.groups_per_step ="
             f" {groups_per_step}; write a divisor of it"
         )
+    if trainer.offload_frozen and not _has_frozen(trainer, kind):
+        yield (
+            "trainer.offload_frozen is about a reference or a teacher, and this run has neither; leave it out, or write"
+            " a coefficient in trainer.kl or a trainer.distillation.teacher"
+        )
     if kind != "rl":
         yield from _without_rewards(trainer, kind)
     else:
@@ -52,6 +58,14 @@ def changed(settings: Settings) -> str:
     """The names of a section's settings that are not at their defaults."""
     usual = type(settings)()
     return ", ".join(name for name in type(settings).model_fields if getattr(settings, name) != getattr(usual, name))
+
+
+def _has_frozen(trainer: TrainerSettings, kind: str) -> bool:
+    return kind == "dpo" or (kind == "rl" and bool(_uses_reference(trainer.kl) or trainer.distillation.teacher))
+
+
+def _uses_reference(kl: KlSettings) -> bool:
+    return bool(kl.reward_coef or kl.loss_coef or kl.measure)
 
 
 def _without_rewards(trainer: TrainerSettings, kind: str) -> Iterator[str]:
@@ -109,6 +123,11 @@ def _loss(trainer: TrainerSettings) -> Iterator[str]:
         )
     if loss.type == "ppo_clip" and (loss.clip_low or 0) >= 1:
         yield f"trainer.loss.clip_low is {loss.clip_low}, and ratios are above 0; write less than 1"
+    if loss.type == "cispo" and (loss.clip_low or 0) >= 1:
+        yield (
+            f"trainer.loss.clip_low is {loss.clip_low}, which bounds no weight of cispo: they are above 0; write less"
+            " than 1, or leave it out"
+        )
     if loss.dual_clip is not None and loss.type == "cispo":
         yield "trainer.loss.dual_clip has no effect on cispo, whose clip_high bounds every weight; leave it out"
     if loss.aggregation == "constant" and not loss.constant_length:
@@ -156,8 +175,7 @@ def _kl(trainer: TrainerSettings) -> Iterator[str]:
             "trainer.kl.estimator k1 has a gradient of 0 on average as a loss; write k2, k3 or low_var, or"
             " unbiased = true"
         )
-    used = kl.reward_coef or kl.loss_coef or kl.measure
-    if not used and kl != KlSettings():
+    if not _uses_reference(kl) and kl != KlSettings():
         yield f"trainer.kl.{changed(kl)} has no effect; write loss_coef, reward_coef or measure = true, or leave it out"
 
 
@@ -202,7 +220,7 @@ def _models(trainer: TrainerSettings) -> Iterator[str]:
 
 
 def _known(name: str, given: str, names: tuple[str, ...]) -> Iterator[str]:
-    if given not in names and ":" not in given:
+    if given not in names and not names_function(given):
         yield f"{name} is {given!r}; write {', '.join(names)}, or module:function for your own"
 
 
