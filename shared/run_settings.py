@@ -1,12 +1,14 @@
 """What one run is: its model, data, rollouts, rewards, training and evaluation, as written in one TOML file."""
 
+from collections.abc import Iterator
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
 from shared.check_kind import unused_settings
+from shared.check_rl import rl_problems
 from shared.check_trainer import trainer_problems
-from shared.metrics_settings import MetricsSettings
+from shared.metrics_settings import MetricsSettings, metrics_problems
 from shared.settings import Settings
 from shared.trainer_settings import TrainerSettings
 
@@ -195,50 +197,23 @@ class RunSettings(Settings):
 
     @model_validator(mode="after")
     def _goes_together(self) -> "RunSettings":
-        if self.kind == "rl":
-            self._check_rl()
-        else:
-            self._check_rows()
-        rollout = self.rollout
-        problem = next(trainer_problems(self.trainer, self.kind, rollout.group_size, rollout.groups_per_step), None)
+        problem = next(self._problems(), None)
         if problem:
             raise ValueError(problem)
         return self
 
-    def _check_rows(self) -> None:
+    def _problems(self) -> Iterator[str]:
+        yield from rl_problems(self) if self.kind == "rl" else self._row_problems()
+        rollout = self.rollout
+        yield from trainer_problems(self.trainer, self.kind, rollout.group_size, rollout.groups_per_step)
+        yield from metrics_problems(self.metrics)
+
+    def _row_problems(self) -> Iterator[str]:
         """Of kinds whose answers are in the rows: neither engines nor rewards."""
         if self.eval.datasets:
-            raise ValueError(
-                f"eval.datasets needs engines, which a run of kind {self.kind} has not; evaluate in a run of kind rl"
-            )
+            yield f"eval.datasets needs engines, which a run of kind {self.kind} has not; evaluate in a run of kind rl"
         sections = {"rollout": self.rollout, "engine": self.engine, "reward": self.reward, "weights": self.weights}
-        for problem in unused_settings(self.kind, sections):
-            raise ValueError(problem)
-
-    def _check_rl(self) -> None:
-        reward = self.reward
-        if reward.type == "plugin" and not reward.plugin:
-            raise ValueError("reward.type is 'plugin' but reward.plugin is empty; write plugin = \"my_rewards:score\"")
-        if reward.type == "remote" and not reward.url.startswith(("http://", "https://")):
-            raise ValueError(f"reward.url is {reward.url!r}; reward.type 'remote' needs an http:// or https:// address")
-        context, longest = self.engine.server_args.get("context_length"), self.rollout.sampling.max_new_tokens
-        if isinstance(context, int) and longest >= context:
-            raise ValueError(
-                f"rollout.sampling.max_new_tokens is {longest}, which leaves no room for a prompt in"
-                f" engine.server_args.context_length = {context}; write a smaller one"
-            )
-        if self.rollout.staleness_policy == "wait" and self.rollout.over_sampling:
-            raise ValueError(
-                "rollout.over_sampling lets steps leave slow groups behind, and staleness_policy 'wait' waits for them;"
-                ' write over_sampling = 0, or staleness_policy = "drop"'
-            )
-        if self.rollout.staleness_policy == "wait" and self.rollout.selection != "fifo":
-            raise ValueError(
-                f"rollout.selection is {self.rollout.selection!r}, but staleness_policy 'wait' trains groups in order"
-                ' of their release; write selection = "fifo", or staleness_policy = "train" or "drop"'
-            )
-        if self.rollout.sampling.temperature == 0:
-            raise ValueError("rollout.sampling.temperature is 0, so all attempts are equal; write 1.0")
+        yield from unused_settings(self.kind, sections)
 
     @property
     def attempts_per_group(self) -> int:
