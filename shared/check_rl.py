@@ -16,6 +16,13 @@ def rl_problems(run: "RunSettings") -> Iterator[str]:
     """A sentence for each, with what to write instead; none for settings that go together."""
     yield from _reward(run.reward)
     yield from _rollout(run.rollout)
+    temperature = run.rollout.sampling.temperature
+    if run.trainer.distillation.url and temperature not in (0, 1):
+        yield (
+            f"rollout.sampling.temperature is {temperature:g}, and the server at trainer.distillation.url tells"
+            " log-probabilities at temperature 1; write temperature = 1.0, or trainer.distillation.teacher, which is"
+            " asked at any"
+        )
     context, longest = run.engine.server_args.get("context_length"), run.rollout.sampling.max_new_tokens
     if isinstance(context, int) and longest >= context:
         yield (

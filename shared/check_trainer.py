@@ -22,6 +22,7 @@ BY_TOKEN = ("reinforce_plus_plus", "reinforce_plus_plus_baseline", "ppo")
 """Estimators whose rewards are paid by token, so that a divergence can be charged there."""
 LOSSES = ("ppo_clip", "gspo", "cispo")
 WIDEST_GSPO_CLIP = 0.1
+OF_SERVED_TEACHER = ("batch_tokens", "deadline_s", "max_tries")
 MIS_ONLY = ("level", "mode", "rejection", "rejection_low", "rejection_high", "veto_threshold", "normalize")
 
 
@@ -41,8 +42,8 @@ def trainer_problems(trainer: TrainerSettings, kind: str, group_size: int, group
         )
     if trainer.offload_frozen and not _has_frozen(trainer, kind):
         yield (
-            "trainer.offload_frozen is about a reference or a teacher, and this run has neither; leave it out, or write"
-            " a coefficient in trainer.kl or a trainer.distillation.teacher"
+            "trainer.offload_frozen is about a reference or a teacher in the trainer, which this run has not; leave it"
+            " out, or write a coefficient in trainer.kl, or a trainer.distillation.teacher"
         )
     if kind != "rl":
         yield from _without_rewards(trainer, kind)
@@ -213,10 +214,25 @@ def _models(trainer: TrainerSettings) -> Iterator[str]:
         yield f'trainer.critic.{changed(critic)} has no effect on {estimator}; write estimator = "ppo" or leave it out'
     if critic.warmup_steps >= trainer.steps:
         yield f"trainer.critic.warmup_steps leaves no step for the policy; write less than {trainer.steps}"
-    if distillation.coef and not distillation.teacher:
-        yield "trainer.distillation.coef needs a teacher; write trainer.distillation.teacher, the folder of a model"
-    if distillation.teacher and not distillation.coef:
-        yield "trainer.distillation.teacher has no effect with coef = 0; write coef = 1.0, or leave it out"
+    yield from _teacher(distillation)
+
+
+def _teacher(given: DistillationSettings) -> Iterator[str]:
+    if given.teacher and given.url:
+        yield "trainer.distillation.teacher and url name two teachers; leave one of them out"
+    if given.url and not given.url.startswith(("http://", "https://")):
+        yield f"trainer.distillation.url is {given.url!r}; write the http:// or https:// address of an SGLang server"
+    if given.coef and not (given.teacher or given.url):
+        yield (
+            "trainer.distillation.coef needs a teacher; write trainer.distillation.teacher, the folder of a model, or"
+            " url, the address of an SGLang server"
+        )
+    if (given.teacher or given.url) and not given.coef:
+        name = "teacher" if given.teacher else "url"
+        yield f"trainer.distillation.{name} has no effect with coef = 0; write coef = 1.0, or leave it out"
+    asking = [name for name in changed(given).split(", ") if name in OF_SERVED_TEACHER]
+    if asking and not given.url:
+        yield f"trainer.distillation.{', '.join(asking)} has no effect without a url; leave it out"
 
 
 def _known(name: str, given: str, names: tuple[str, ...]) -> Iterator[str]:

@@ -14,6 +14,7 @@ RUN = {
 }
 PLUGIN = ["reward.type=plugin", "reward.plugin=mine:score"]
 REMOTE = ["reward.type=remote", "reward.url=http://rewards.example"]
+SERVED = ["trainer.distillation.url=http://teacher.example", "trainer.distillation.coef=1.0"]
 REFUSED = [
     (["engine.server_args.context_length=256"], "leaves no room for a prompt"),
     (["reward.type=remote"], "needs an http:// or https:// address"),
@@ -30,6 +31,7 @@ REFUSED = [
     (["rollout.staleness_policy=wait", "rollout.over_sampling=2"], "write over_sampling = 0"),
     (["rollout.staleness_policy=wait", "rollout.selection=freshest"], 'write selection = "fifo"'),
     (["rollout.sampling.temperature=0"], "all attempts are equal"),
+    ([*SERVED, "rollout.sampling.temperature=0.8"], "write temperature = 1.0, or trainer.distillation.teacher"),
 ]
 FINE = [
     PLUGIN,
@@ -37,6 +39,7 @@ FINE = [
     ["reward.type=math", "reward.deadline_s=1"],
     ["reward.group_filter=mine:keep", "rollout.selection=mine:select", "rollout.generate=mine:generate"],
     ["reward.group_filter=nonzero_std", "rollout.selection=priority"],
+    SERVED,
 ]
 
 

@@ -20,6 +20,7 @@ def settings(*assignments: str) -> RunSettings:
 
 PROXIMAL = "loss.old_policy=proximal"
 WHITENED = "advantage.whiten=step"
+SERVED = ["distillation.url=http://teacher.example:30000", "distillation.coef=1.0"]
 REFUSED = [
     (["updates_per_step=5"], "does not divide rollout.groups_per_step = 32; write a divisor of it"),
     (["warmup_steps=11"], "write at most 10"),
@@ -66,7 +67,15 @@ REFUSED = [
     (["advantage.estimator=ppo", "critic.warmup_steps=10"], "write less than 10"),
     (["distillation.coef=1.0"], "write trainer.distillation.teacher"),
     (["distillation.teacher=/models/large"], "write coef = 1.0"),
-    (["offload_frozen=true"], "write a coefficient in trainer.kl or a trainer.distillation.teacher"),
+    (["distillation.url=http://teacher.example"], "trainer.distillation.url has no effect with coef = 0"),
+    ([*SERVED, "distillation.teacher=/models/large"], "name two teachers; leave one of them out"),
+    (["distillation.url=teacher:30000", "distillation.coef=1.0"], "write the http:// or https:// address"),
+    (
+        ["distillation.teacher=/models/large", "distillation.coef=1.0", "distillation.batch_tokens=4096"],
+        "trainer.distillation.batch_tokens has no effect without a url",
+    ),
+    ([*SERVED, "offload_frozen=true"], "in the trainer, which this run has not"),
+    (["offload_frozen=true"], "write a coefficient in trainer.kl, or a trainer.distillation.teacher"),
     (["dpo.beta=0.3"], 'trainer.dpo is of runs of kind "dpo", and beta is set'),
 ]
 FINE = [
@@ -88,6 +97,7 @@ FINE = [
     ["distillation.teacher=/models/large", "distillation.coef=1.0"],
     ["distillation.teacher=/models/large", "distillation.coef=1.0", "offload_frozen=true"],
     ["kl.measure=true", "offload_frozen=true"],
+    [*SERVED, "distillation.batch_tokens=4096", "distillation.deadline_s=3", "distillation.max_tries=1"],
 ]
 
 
@@ -126,6 +136,8 @@ def test_estimators_without_a_group_take_one_attempt(estimator: str) -> None:
         (["kind=sft", "trainer.logprob_diff_alarm=0.1"], "which a run of kind 'sft' has not"),
         (["kind=dpo", "trainer.logprob_diff_alarm=0.1"], "which a run of kind 'dpo' has not"),
         (["kind=sft", "trainer.offload_frozen=true"], "trainer.offload_frozen is about a reference or a teacher"),
+        (["kind=sft", f"trainer.{SERVED[0]}"], "trainer.distillation.url has no effect in a run of kind 'sft'"),
+        (["kind=dpo", f"trainer.{SERVED[0]}"], "trainer.distillation.url has no effect in a run of kind 'dpo'"),
         (["kind=sft", "trainer.dpo.beta=0.9"], "trainer.dpo.beta has no effect"),
         (["kind=dpo", "trainer.kl.loss_coef=0.9"], "trainer.kl.loss_coef has no effect in a run of kind 'dpo'"),
         (["kind=dpo", "trainer.dpo.type=ipo", "trainer.dpo.label_smoothing=0.1"], "write 0"),
