@@ -10,6 +10,12 @@ from typing import Any
 from shared.errors import PluginError
 
 
+def names_function(path: str) -> bool:
+    """Whether it is written as `module:function`; that it loads is found out where it is called."""
+    module, _, function = path.partition(":")
+    return bool(module and function)
+
+
 def load_function(
     path: str, parameters: tuple[str, ...], example: str, is_async: bool | None = None
 ) -> Callable[..., Any]:
@@ -24,8 +30,8 @@ def load_function(
     Raises:
         PluginError: the module or attribute is missing, is not callable, or takes other parameters.
     """
-    module_name, colon, attribute = path.partition(":")
-    if not colon or not module_name or not attribute:
+    module_name, _, attribute = path.partition(":")
+    if not names_function(path):
         raise PluginError(f"{path!r} names no plugin; write module:function, such as my_rewards:score")
     if str(Path.cwd()) not in sys.path:
         sys.path.insert(0, str(Path.cwd()))

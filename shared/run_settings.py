@@ -5,12 +5,11 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field, model_validator
 
-from shared.check_address import names_a_host
-from shared.check_functions import function_problems
 from shared.check_kind import unused_settings
 from shared.check_name import Name
+from shared.check_rl import rl_problems
 from shared.check_trainer import trainer_problems
-from shared.metrics_settings import MetricsSettings
+from shared.metrics_settings import MetricsSettings, metrics_problems
 from shared.settings import Settings
 from shared.trainer_settings import TrainerSettings
 
@@ -205,61 +204,25 @@ class RunSettings(Settings):
 
     @model_validator(mode="after")
     def _goes_together(self) -> "RunSettings":
-        if self.kind == "rl":
-            self._check_rl()
-        else:
-            self._check_rows()
-        rollout = self.rollout
-        problem = next(trainer_problems(self.trainer, self.kind, rollout.group_size, rollout.groups_per_step), None)
+        problem = next(self._problems(), None)
         if problem:
             raise ValueError(problem)
         return self
 
-    def _check_rows(self) -> None:
+    def _problems(self) -> Iterator[str]:
+        yield from rl_problems(self) if self.kind == "rl" else self._row_problems()
+        rollout = self.rollout
+        yield from trainer_problems(self.trainer, self.kind, rollout.group_size, rollout.groups_per_step)
+        yield from metrics_problems(self.metrics)
+
+    def _row_problems(self) -> Iterator[str]:
         """Of kinds whose answers are in the rows: neither engines nor rewards."""
         if self.eval.datasets:
-            raise ValueError(
-                f"eval.datasets needs engines, which a run of kind {self.kind} has not; evaluate in a run of kind rl"
-            )
+            yield f"eval.datasets needs engines, which a run of kind {self.kind} has not; evaluate in a run of kind rl"
         sections = {"rollout": self.rollout, "engine": self.engine, "reward": self.reward, "weights": self.weights}
-        for problem in unused_settings(self.kind, sections):
-            raise ValueError(problem)
-
-    def _check_rl(self) -> None:
-        for problem in (*function_problems(self.rollout, self.reward), *_reward_problems(self.reward)):
-            raise ValueError(problem)
-        context, longest = self.engine.server_args.get("context_length"), self.rollout.sampling.max_new_tokens
-        if isinstance(context, int) and longest >= context:
-            raise ValueError(
-                f"rollout.sampling.max_new_tokens is {longest}, which leaves no room for a prompt in"
-                f" engine.server_args.context_length = {context}; write a smaller one"
-            )
-        if self.rollout.staleness_policy == "wait" and self.rollout.over_sampling:
-            raise ValueError(
-                "rollout.over_sampling lets steps leave slow groups behind, and staleness_policy 'wait' waits for them;"
-                ' write over_sampling = 0, or staleness_policy = "drop"'
-            )
-        if self.rollout.staleness_policy == "wait" and self.rollout.selection != "fifo":
-            raise ValueError(
-                f"rollout.selection is {self.rollout.selection!r}, but staleness_policy 'wait' trains groups in order"
-                ' of their release; write selection = "fifo", or staleness_policy = "train" or "drop"'
-            )
-        if self.rollout.sampling.temperature == 0:
-            raise ValueError("rollout.sampling.temperature is 0, so all attempts are equal; write 1.0")
+        yield from unused_settings(self.kind, sections)
 
     @property
     def attempts_per_group(self) -> int:
         """A pair is a group of two, the chosen answer first."""
         return {"sft": 1, "dpo": 2}.get(self.kind, self.rollout.group_size)
-
-
-def _reward_problems(reward: RewardSettings) -> Iterator[str]:
-    """A sentence for each part of `[reward]` that its type lacks, or does not read."""
-    if reward.type == "plugin" and not reward.plugin:
-        yield "reward.type is 'plugin' but reward.plugin is empty; write plugin = \"my_rewards:score\""
-    if reward.type == "remote" and not names_a_host(reward.url, ("http", "https")):
-        yield f"reward.url is {reward.url!r}; reward.type 'remote' needs an address such as http://HOST:PORT/"
-    if "type" not in reward.model_fields_set:
-        for kind, given in (("plugin", reward.plugin), ("remote", reward.url)):
-            if given:
-                yield f'reward.type is not set, so {given!r} would never be asked; write type = "{kind}"'

@@ -116,25 +116,22 @@ def test_a_wrong_setting_of_a_run_is_told_with_the_place_where_it_stands() -> No
     ("assignments", "sentence"),
     [
         (["rollout.group_size=1", "trainer.advantage.normalize_std=false"], "write group_size = 2 or more"),
-        (["engine.server_args.context_length=256"], "leaves no room for a prompt"),
-        (["reward.type=remote"], "needs an address such as http://HOST:PORT/"),
-        (["reward.type=remote", "reward.url=http://"], "needs an address such as http://HOST:PORT/"),
-        (["reward.url=http://127.0.0.1:8540/"], "reward.type is not set, so"),
-        (["reward.plugin=my_rewards:score"], 'write type = "plugin"'),
-        (["reward.type=plugin", "reward.plugin=score"], "reward.plugin is 'score'; write module:function"),
-        (["rollout.selection=freshst"], "write fifo, freshest, priority, module:function"),
-        (["reward.group_filter=std"], "write keep_all, nonzero_std, module:function"),
-        (["rollout.generate=mine"], "rollout.generate is 'mine'; write module:function"),
         (["rollout.sampling.top_k=0"], "write 1 or more, or -1 for all tokens"),
         (["seed=-1"], "seed is -1; input should be greater than or equal to 0"),
-        (["reward.type=plugin"], 'write plugin = "my_rewards:score"'),
-        (["rollout.sampling.temperature=0"], "all attempts are equal"),
         (["trainer.warmup_steps=11"], "write at most 10"),
         (["kind=sft", 'eval.datasets=["held-out"]'], "needs engines"),
+        (["metrics.project=mine"], 'names neither; write sinks = ["jsonl", "wandb"], or leave it out'),
+        (['metrics.sinks=["tensorboard"]', "metrics.name=mine"], "metrics.name is what wandb and trackio show"),
     ],
 )
 def test_settings_that_do_not_go_together_are_refused(assignments: list[str], sentence: str) -> None:
     assert sentence in refusal(*assignments)
+
+
+@pytest.mark.parametrize("sink", ["wandb", "trackio"])
+def test_a_sink_with_projects_takes_names(sink: str) -> None:
+    given = [f'metrics.sinks=["jsonl", "{sink}"]', "metrics.project=mine", "metrics.name=first"]
+    assert validate(RunSettings, merge(RUN, from_assignments(given)), "run.toml").metrics.project == "mine"
 
 
 def test_a_malformed_file_and_a_missing_one_are_named(tmp_path: Path) -> None:
