@@ -144,7 +144,7 @@ class DistillationSettings(Settings):
     deadline_s: Rate = 120.0
     """url: seconds for one request."""
     max_tries: Count = 5
-    """url: tries of one request before it is looked for the attempt that is at fault."""
+    """url: tries of one request before it is halved, to find an attempt that is at fault."""
 
 
 class DpoSettings(Settings):

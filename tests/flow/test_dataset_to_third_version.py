@@ -146,6 +146,19 @@ def test_the_gateway_forwards_generation_to_the_engine(answer_while_running: dic
     assert 1 <= len(answer_while_running["output_ids"]) <= 4
 
 
+def test_a_run_whose_engine_is_its_teacher_finds_no_difference_from_it(stack: Stack, finished: Run) -> None:
+    tree = run_tree(stack, "taught", type="contains")
+    tree["trainer"] |= {"steps": 2, "distillation": {"url": stack.engine_url, "coef": 1.0}}
+    stack.client.start_run({**tree, "eval": {}})
+    run = until_ended(stack.client, "taught")
+    assert (run.state, run.reason) == ("finished", "")
+    # max_staleness is 0: while attempts are scored, the engine still serves the version that sampled them
+    differences = [step.metrics["teacher_kl"] for step in stack.client.steps("taught")]
+    assert len(differences) == 2
+    assert all(abs(difference) < 1e-4 for difference in differences)
+    assert stack.client.ledger("taught", verify=True).problems == []
+
+
 @pytest.mark.parametrize(
     ("reward", "sentence"),
     [
