@@ -36,8 +36,8 @@ class DatasetShare(Settings):
 class DataSettings(Settings):
     """Which rows become prompts, and in which order."""
 
-    datasets: Annotated[list[DatasetShare], Field(min_length=1)]
-    """The mix, by the names under which the datasets were pushed."""
+    datasets: list[DatasetShare] = []
+    """The mix, by the names under which the datasets were pushed; only a run of 0 steps does without."""
     shuffle: bool = True
     """Go through each dataset in a new seeded order every epoch; false keeps the order of the file."""
     chat_template: bool = False
@@ -149,7 +149,8 @@ class EvalSettings(Settings):
     """Attempts for each row."""
     sampling: SamplingSettings = SamplingSettings(temperature=0.0)
     deadline_s: Seconds = 300
-    """Seconds that publishing the next version waits for a running evaluation."""
+    """Seconds that the next version, or the end of the run, waits for a running evaluation; a run of 0 steps is there
+    for its evaluation and waits for as long as it takes."""
 
 
 class DeliverySettings(Settings):
@@ -181,7 +182,7 @@ class RunSettings(Settings):
     seed: int = 0
     """Seed of the order of rows and of the trainer."""
     model: ModelSettings
-    data: DataSettings
+    data: DataSettings = DataSettings()
     rollout: RolloutSettings = RolloutSettings()
     engine: EngineSettings = EngineSettings()
     reward: RewardSettings = RewardSettings()
@@ -199,6 +200,11 @@ class RunSettings(Settings):
             self._check_rl()
         else:
             self._check_rows()
+        if not (self.data.datasets or self.evaluates_only):
+            raise ValueError(
+                'data.datasets names no dataset to train on; write datasets = [{ name = "sums" }], by the names under'
+                " which they were pushed"
+            )
         rollout = self.rollout
         problem = next(trainer_problems(self.trainer, self.kind, rollout.group_size, rollout.groups_per_step), None)
         if problem:
@@ -207,6 +213,11 @@ class RunSettings(Settings):
 
     def _check_rows(self) -> None:
         """Of kinds whose answers are in the rows: neither engines nor rewards."""
+        if self.evaluates_only:
+            raise ValueError(
+                f"trainer.steps is 0, and a run of kind {self.kind} has no engines to evaluate its model with; write"
+                " the steps that it trains, or evaluate in a run of kind rl"
+            )
         if self.eval.datasets:
             raise ValueError(
                 f"eval.datasets needs engines, which a run of kind {self.kind} has not; evaluate in a run of kind rl"
@@ -221,12 +232,19 @@ class RunSettings(Settings):
             raise ValueError("reward.type is 'plugin' but reward.plugin is empty; write plugin = \"my_rewards:score\"")
         if reward.type == "remote" and not reward.url.startswith(("http://", "https://")):
             raise ValueError(f"reward.url is {reward.url!r}; reward.type 'remote' needs an http:// or https:// address")
-        context, longest = self.engine.server_args.get("context_length"), self.rollout.sampling.max_new_tokens
-        if isinstance(context, int) and longest >= context:
+        if self.evaluates_only and not self.eval.datasets:
             raise ValueError(
-                f"rollout.sampling.max_new_tokens is {longest}, which leaves no room for a prompt in"
-                f" engine.server_args.context_length = {context}; write a smaller one"
+                "trainer.steps is 0, which evaluates the initial model and trains nothing, and eval.datasets is empty;"
+                ' write eval.datasets = ["held-out"], or the steps that the run trains'
             )
+        context = self.engine.server_args.get("context_length")
+        for section, sampling in (("rollout", self.rollout.sampling), ("eval", self.eval.sampling)):
+            unused = section == "eval" and not self.eval.datasets
+            if isinstance(context, int) and sampling.max_new_tokens >= context and not unused:
+                raise ValueError(
+                    f"{section}.sampling.max_new_tokens is {sampling.max_new_tokens}, which leaves no room for a prompt"
+                    f" in engine.server_args.context_length = {context}; write a smaller one"
+                )
         if self.rollout.staleness_policy == "wait" and self.rollout.over_sampling:
             raise ValueError(
                 "rollout.over_sampling lets steps leave slow groups behind, and staleness_policy 'wait' waits for them;"
@@ -239,6 +257,21 @@ class RunSettings(Settings):
             )
         if self.rollout.sampling.temperature == 0:
             raise ValueError("rollout.sampling.temperature is 0, so all attempts are equal; write 1.0")
+
+    @property
+    def evaluates_only(self) -> bool:
+        """The initial model is evaluated and nothing is trained."""
+        return self.trainer.steps == 0
+
+    @property
+    def trained_datasets(self) -> list[DatasetShare]:
+        """The mix that is trained; a run that only evaluates reads nothing of it."""
+        return [] if self.evaluates_only else self.data.datasets
+
+    @property
+    def datasets(self) -> set[str]:
+        """The names of all datasets that the run reads."""
+        return {*(share.name for share in self.trained_datasets), *self.eval.datasets}
 
     @property
     def attempts_per_group(self) -> int:

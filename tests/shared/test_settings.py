@@ -52,8 +52,8 @@ def test_a_misspelt_name_is_answered_with_the_right_one() -> None:
 
 
 def test_every_wrong_setting_is_named_at_once() -> None:
-    text = refusal("trainer.steps=0", "rollout.max_staleness=-1")
-    assert "run.toml: trainer.steps is 0" in text
+    text = refusal("trainer.steps=-1", "rollout.max_staleness=-1")
+    assert "run.toml: trainer.steps is -1" in text
     assert "run.toml: rollout.max_staleness is -1" in text
 
 
@@ -110,16 +110,37 @@ def test_a_wrong_setting_of_a_run_is_told_with_the_place_where_it_stands() -> No
     ("assignments", "sentence"),
     [
         (["rollout.group_size=1", "trainer.advantage.normalize_std=false"], "write group_size = 2 or more"),
-        (["engine.server_args.context_length=256"], "leaves no room for a prompt"),
+        (["engine.server_args.context_length=256"], "rollout.sampling.max_new_tokens is 256, which leaves no room for"),
+        (
+            ["engine.server_args.context_length=257", "eval.sampling.max_new_tokens=257", 'eval.datasets=["held-out"]'],
+            "eval.sampling.max_new_tokens is 257, which leaves no room for a prompt",
+        ),
         (["reward.type=remote"], "needs an http:// or https:// address"),
         (["reward.type=plugin"], 'write plugin = "my_rewards:score"'),
         (["rollout.sampling.temperature=0"], "all attempts are equal"),
         (["trainer.warmup_steps=11"], "write at most 10"),
         (["kind=sft", 'eval.datasets=["held-out"]'], "needs engines"),
+        (["data.datasets=[]"], "data.datasets names no dataset to train on"),
+        (["trainer.steps=0"], "eval.datasets is empty"),
+        (["trainer.steps=0", "kind=sft", 'eval.datasets=["held-out"]'], "a run of kind sft has no engines"),
+        (["trainer.steps=0", "kind=dpo"], "a run of kind dpo has no engines to evaluate its model with"),
     ],
 )
 def test_settings_that_do_not_go_together_are_refused(assignments: list[str], sentence: str) -> None:
     assert sentence in refusal(*assignments)
+
+
+def test_any_run_file_evaluates_with_0_steps_and_needs_no_dataset_to_train_on() -> None:
+    trainer = {"steps": 0, "warmup_steps": 5, "advantage": {"estimator": "ppo"}, "critic": {"warmup_steps": 5}}
+    evaluation = {**RUN, "trainer": trainer, "eval": {"datasets": ["held-out"]}}
+    bare = {name: value for name, value in evaluation.items() if name != "data"}
+    for tree in (evaluation, bare):
+        run = validate(RunSettings, tree, "run.toml")
+        assert (run.evaluates_only, run.trained_datasets, run.datasets) == (True, [], {"held-out"})
+    assert validate(RunSettings, {**RUN, "eval": {"datasets": ["held-out"]}}, "run.toml").datasets == {
+        "sums",
+        "held-out",
+    }
 
 
 def test_a_malformed_file_and_a_missing_one_are_named(tmp_path: Path) -> None:
