@@ -24,12 +24,12 @@ def rl_problems(run: "RunSettings") -> Iterator[str]:
             " log-probabilities at temperature 1; write temperature = 1.0, or trainer.distillation.teacher, which is"
             " asked at any"
         )
-    context, longest = run.engine.server_args.get("context_length"), run.rollout.sampling.max_new_tokens
-    if isinstance(context, int) and longest >= context:
+    if run.evaluates_only and not run.eval.datasets:
         yield (
-            f"rollout.sampling.max_new_tokens is {longest}, which leaves no room for a prompt in"
-            f" engine.server_args.context_length = {context}; write a smaller one"
+            "trainer.steps is 0, which evaluates the initial model and trains nothing, and eval.datasets is empty;"
+            ' write eval.datasets = ["held-out"], or the steps that the run trains'
         )
+    yield from _lengths(run)
 
 
 def _reward(reward: "RewardSettings") -> Iterator[str]:
@@ -46,6 +46,17 @@ def _reward(reward: "RewardSettings") -> Iterator[str]:
             yield (
                 f'reward.{", ".join(given)} has no effect with reward.type {reward.type!r}; write type = "{kind}", or'
                 " leave it out"
+            )
+
+
+def _lengths(run: "RunSettings") -> Iterator[str]:
+    context = run.engine.server_args.get("context_length")
+    asked = {"rollout": run.rollout.sampling} | ({"eval": run.eval.sampling} if run.eval.datasets else {})
+    for section, sampling in asked.items():
+        if isinstance(context, int) and sampling.max_new_tokens >= context:
+            yield (
+                f"{section}.sampling.max_new_tokens is {sampling.max_new_tokens}, which leaves no room for a prompt in"
+                f" engine.server_args.context_length = {context}; write a smaller one"
             )
 
 

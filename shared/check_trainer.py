@@ -29,7 +29,7 @@ MIS_ONLY = ("level", "mode", "rejection", "rejection_low", "rejection_high", "ve
 
 def trainer_problems(trainer: TrainerSettings, kind: str, group_size: int, groups_per_step: int) -> Iterator[str]:
     """A sentence for each, with what to write instead; none for settings that go together."""
-    if trainer.warmup_steps > trainer.steps:
+    if trainer.warmup_steps > trainer.steps > 0:
         yield f"trainer.warmup_steps is larger than trainer.steps; write at most {trainer.steps}"
     if trainer.min_learning_rate_ratio and trainer.schedule == "constant":
         yield (
@@ -213,7 +213,7 @@ def _models(trainer: TrainerSettings) -> Iterator[str]:
     critic, distillation, estimator = trainer.critic, trainer.distillation, trainer.advantage.estimator
     if critic != CriticSettings() and estimator != "ppo":
         yield f'trainer.critic.{changed(critic)} has no effect on {estimator}; write estimator = "ppo" or leave it out'
-    if critic.warmup_steps >= trainer.steps:
+    if critic.warmup_steps >= trainer.steps > 0:
         yield f"trainer.critic.warmup_steps leaves no step for the policy; write less than {trainer.steps}"
     yield from _teacher(distillation)
 

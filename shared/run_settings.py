@@ -45,8 +45,8 @@ class DatasetShare(Settings):
 class DataSettings(Settings):
     """Which rows become prompts, and in which order."""
 
-    datasets: Annotated[list[DatasetShare], Field(min_length=1)]
-    """The mix, by the names under which the datasets were pushed."""
+    datasets: list[DatasetShare] = []
+    """The mix, by the names under which the datasets were pushed; only a run of 0 steps does without."""
     shuffle: bool = True
     """Go through each dataset in a new seeded order every epoch; false keeps the order of the file."""
     chat_template: bool = False
@@ -158,7 +158,8 @@ class EvalSettings(Settings):
     """Attempts for each row."""
     sampling: SamplingSettings = SamplingSettings(temperature=0.0)
     deadline_s: Seconds = 300
-    """Seconds that publishing the next version waits for a running evaluation."""
+    """Seconds that the next version, or the end of the run, waits for a running evaluation; a run of 0 steps is there
+    for its evaluation and waits for as long as it takes."""
 
 
 class DeliverySettings(Settings):
@@ -190,7 +191,7 @@ class RunSettings(Settings):
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
     """Seed of the order of rows and of the trainer."""
     model: ModelSettings
-    data: DataSettings
+    data: DataSettings = DataSettings()
     rollout: RolloutSettings = RolloutSettings()
     engine: EngineSettings = EngineSettings()
     reward: RewardSettings = RewardSettings()
@@ -211,16 +212,41 @@ class RunSettings(Settings):
 
     def _problems(self) -> Iterator[str]:
         yield from rl_problems(self) if self.kind == "rl" else self._row_problems()
+        if not (self.data.datasets or self.evaluates_only):
+            yield (
+                'data.datasets names no dataset to train on; write datasets = [{ name = "sums" }], by the names under'
+                " which they were pushed"
+            )
         rollout = self.rollout
         yield from trainer_problems(self.trainer, self.kind, rollout.group_size, rollout.groups_per_step)
         yield from metrics_problems(self.metrics)
 
     def _row_problems(self) -> Iterator[str]:
         """Of kinds whose answers are in the rows: neither engines nor rewards."""
+        if self.evaluates_only:
+            yield (
+                f"trainer.steps is 0, and a run of kind {self.kind} has no engines to evaluate its model with; write"
+                " the steps that it trains, or evaluate in a run of kind rl"
+            )
         if self.eval.datasets:
             yield f"eval.datasets needs engines, which a run of kind {self.kind} has not; evaluate in a run of kind rl"
         sections = {"rollout": self.rollout, "engine": self.engine, "reward": self.reward, "weights": self.weights}
         yield from unused_settings(self.kind, sections)
+
+    @property
+    def evaluates_only(self) -> bool:
+        """The initial model is evaluated and nothing is trained."""
+        return self.trainer.steps == 0
+
+    @property
+    def trained_datasets(self) -> list[DatasetShare]:
+        """The mix that is trained; a run that only evaluates reads nothing of it."""
+        return [] if self.evaluates_only else self.data.datasets
+
+    @property
+    def datasets(self) -> set[str]:
+        """The names of all datasets that the run reads."""
+        return {*(share.name for share in self.trained_datasets), *self.eval.datasets}
 
     @property
     def attempts_per_group(self) -> int:

@@ -161,8 +161,9 @@ class DpoSettings(Settings):
 class TrainerSettings(Settings):
     """From scored groups to new weights."""
 
-    steps: Count
-    """Steps of the run; each trains rollout.groups_per_step groups and publishes one weight version."""
+    steps: Whole
+    """Steps of the run; each trains rollout.groups_per_step groups and publishes one weight version. 0, in a run of
+    kind rl, evaluates the initial model on eval.datasets and ends: what says how to train has no effect then."""
     backend: Literal["torch"] = "torch"
     """What holds the model."""
     updates_per_step: Count = 1

@@ -96,10 +96,9 @@ class RunFeed:
 @contextlib.contextmanager
 def open_rows(datasets: DatasetStore, settings: RunSettings) -> Generator[dict[str, DatasetRows]]:
     """Every dataset that the run reads, open; Refusal if one is gone."""
-    names = {*(share.name for share in settings.data.datasets), *settings.eval.datasets}
     with contextlib.ExitStack() as stack:
         rows: dict[str, DatasetRows] = {}
-        for name in sorted(names):
+        for name in sorted(settings.datasets):
             rows[name] = datasets.open(name)
             stack.callback(rows[name].close)
         yield rows

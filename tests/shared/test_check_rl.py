@@ -16,7 +16,12 @@ PLUGIN = ["reward.type=plugin", "reward.plugin=mine:score"]
 REMOTE = ["reward.type=remote", "reward.url=http://rewards.example"]
 SERVED = ["trainer.distillation.url=http://teacher.example", "trainer.distillation.coef=1.0"]
 REFUSED = [
-    (["engine.server_args.context_length=256"], "leaves no room for a prompt"),
+    (["engine.server_args.context_length=256"], "rollout.sampling.max_new_tokens is 256, which leaves no room for"),
+    (
+        ["engine.server_args.context_length=257", "eval.sampling.max_new_tokens=257", 'eval.datasets=["held-out"]'],
+        "eval.sampling.max_new_tokens is 257, which leaves no room for a prompt",
+    ),
+    (["trainer.steps=0"], "eval.datasets is empty"),
     (["reward.type=remote"], "needs an address such as http://HOST:PORT/"),
     (["reward.type=remote", "reward.url=http://"], "needs an address such as http://HOST:PORT/"),
     (["reward.type=plugin"], 'write plugin = "my_rewards:score"'),

@@ -52,8 +52,8 @@ def test_a_misspelt_name_is_answered_with_the_right_one() -> None:
 
 
 def test_every_wrong_setting_is_named_at_once() -> None:
-    text = refusal("trainer.steps=0", "rollout.max_staleness=-1")
-    assert "run.toml: trainer.steps is 0" in text
+    text = refusal("trainer.steps=-1", "rollout.max_staleness=-1")
+    assert "run.toml: trainer.steps is -1" in text
     assert "run.toml: rollout.max_staleness is -1" in text
 
 
@@ -122,6 +122,9 @@ def test_a_wrong_setting_of_a_run_is_told_with_the_place_where_it_stands() -> No
         (["kind=sft", 'eval.datasets=["held-out"]'], "needs engines"),
         (["metrics.project=mine"], 'names neither; write sinks = ["jsonl", "wandb"], or leave it out'),
         (['metrics.sinks=["tensorboard"]', "metrics.name=mine"], "metrics.name is what wandb and trackio show"),
+        (["data.datasets=[]"], "data.datasets names no dataset to train on"),
+        (["trainer.steps=0", "kind=sft", 'eval.datasets=["held-out"]'], "a run of kind sft has no engines"),
+        (["trainer.steps=0", "kind=dpo"], "a run of kind dpo has no engines to evaluate its model with"),
     ],
 )
 def test_settings_that_do_not_go_together_are_refused(assignments: list[str], sentence: str) -> None:
@@ -132,6 +135,19 @@ def test_settings_that_do_not_go_together_are_refused(assignments: list[str], se
 def test_a_sink_with_projects_takes_names(sink: str) -> None:
     given = [f'metrics.sinks=["jsonl", "{sink}"]', "metrics.project=mine", "metrics.name=first"]
     assert validate(RunSettings, merge(RUN, from_assignments(given)), "run.toml").metrics.project == "mine"
+
+
+def test_any_run_file_evaluates_with_0_steps_and_needs_no_dataset_to_train_on() -> None:
+    trainer = {"steps": 0, "warmup_steps": 5, "advantage": {"estimator": "ppo"}, "critic": {"warmup_steps": 5}}
+    evaluation = {**RUN, "trainer": trainer, "eval": {"datasets": ["held-out"]}}
+    bare = {name: value for name, value in evaluation.items() if name != "data"}
+    for tree in (evaluation, bare):
+        run = validate(RunSettings, tree, "run.toml")
+        assert (run.evaluates_only, run.trained_datasets, run.datasets) == (True, [], {"held-out"})
+    assert validate(RunSettings, {**RUN, "eval": {"datasets": ["held-out"]}}, "run.toml").datasets == {
+        "sums",
+        "held-out",
+    }
 
 
 def test_a_malformed_file_and_a_missing_one_are_named(tmp_path: Path) -> None:

@@ -228,6 +228,18 @@ async def test_a_version_that_is_due_is_evaluated_once_row_by_row_and_pinned(red
     assert [(t.dataset, t.groups, t.complete) for t in tallies] == [("one", 70, False), ("two", 3, False)]
 
 
+async def test_a_run_of_0_steps_releases_its_evaluation_and_does_not_open_what_others_train(
+    redis: Redis, store: DatasetStore
+) -> None:
+    await add(store, "held", sums(70))
+    mix = {"datasets": [{"name": "gone"}]}
+    settings = run_settings(data=mix, trainer={"steps": 0}, eval={"datasets": ["held"]})
+    await start(redis, store, settings)
+    async with feeding(redis, store):
+        await until_released(redis, 70)
+    assert {(p.kind, p.pinned_version) for p in await released(redis)} == {("eval", 0)}
+
+
 async def test_an_evaluation_that_was_interrupted_goes_on_at_the_next_row(redis: Redis, store: DatasetStore) -> None:
     settings = run_settings(eval={"datasets": ["sums"]})
     ledger = await start(redis, store, settings, rows=100)
