@@ -6,6 +6,7 @@ from pydantic import Field, model_validator
 
 from shared.check_kind import unused_settings
 from shared.check_trainer import trainer_problems
+from shared.check_weights import weights_problems
 from shared.metrics_settings import MetricsSettings
 from shared.settings import Settings
 from shared.trainer_settings import TrainerSettings
@@ -130,8 +131,20 @@ class RewardSettings(Settings):
 class WeightSettings(Settings):
     """How versions travel from the trainer to the engines."""
 
+    transport: Literal["broadcast", "disk", "delta"] = "broadcast"
+    """broadcast: from memory to memory, over a process group; disk: as safetensors in a folder that both sides see;
+    delta: the same, of most versions only what changed."""
+    folder: str = ""
+    """disk, delta: path or fsspec URL of the folder that trainer and engines share; empty: `weights` in the run's."""
+    local_folder: str = ""
+    """disk, delta: folder of each engine's host for a copy of the newest version, which its engines share; empty: delta
+    keeps it in `<home>/engine_weights`, as disk does with a URL; a path that is shared, disk reads in place."""
+    keep_versions: Positive = 2
+    """disk, delta: newest versions that stay in the folder, with all that they build on."""
+    full_every: Positive = 20
+    """delta: versions from one that is written in full to the next; the first one of every trainer is, too."""
     bucket_mib: Positive = 512
-    """Size of one broadcast."""
+    """Size of one broadcast, and of one safetensors file."""
     enrol_deadline_s: Seconds = 30
     """Seconds that engines have to enrol for a version; who is late joins the next one."""
     update_deadline_s: Seconds = 120
@@ -237,6 +250,8 @@ class RunSettings(Settings):
                 f"rollout.selection is {self.rollout.selection!r}, but staleness_policy 'wait' trains groups in order"
                 ' of their release; write selection = "fifo", or staleness_policy = "train" or "drop"'
             )
+        if problem := next(weights_problems(self.weights), None):
+            raise ValueError(problem)
         if self.rollout.sampling.temperature == 0:
             raise ValueError("rollout.sampling.temperature is 0, so all attempts are equal; write 1.0")
 
