@@ -18,7 +18,7 @@ from services.rollout.apply_delta import apply_frame, changes
 from services.rollout.copy_lock import Check, CopyLock, HeldLock
 from services.rollout.mapped_model import THREADS, Bytes, find_damage, map_tensors
 from services.rollout.refused_files import DamagedCopy, DamagedVersion, FilesRefused, HalfWritten, HostFailed, WrongBase
-from services.rollout.version_chain import Stored, VersionChain, check_base
+from services.rollout.version_chain import Stored, VersionChain, check_base, is_same
 from shared.content_hash import content_hash, running_hash
 from shared.weight_files import DELTA, VersionManifest
 
@@ -75,11 +75,7 @@ class HostCopy:
             standing = self._standing(check)
         except FilesRefused:
             return False
-        return standing is not None and (standing.chain, standing.version, standing.checksum) == (
-            target.chain,
-            target.version,
-            target.checksum,
-        )
+        return standing is not None and is_same(standing, target)
 
     def _bring_to(self, chain: VersionChain, check: Check, on_refusal: OnRefusal) -> None:
         try:

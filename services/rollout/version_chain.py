@@ -55,7 +55,7 @@ class VersionChain:
         """
         at, deltas = self.target, list[Stored]()
         while True:
-            if standing is not None and _is_same(standing, at.manifest):
+            if standing is not None and is_same(standing, at.manifest):
                 return Way(None, deltas[::-1])
             delta = at.manifest.delta
             if delta is not None and standing is not None and _builds_on(at.manifest, delta.base, standing):
@@ -113,18 +113,19 @@ def check_base(standing: VersionManifest, next_one: VersionManifest) -> None:
     if not _builds_on(next_one, next_one.delta.base, standing):
         base = next_one.delta.base
         raise WrongBase(
-            f"version {next_one.version} changes version {base.version} ({base.checksum[:12]}) of chain"
-            f" {next_one.chain}, and what is there is version {standing.version} ({standing.checksum[:12]}) of"
-            f" {standing.chain}"
+            f"version {next_one.version} of run {next_one.run} changes version {base.version} ({base.checksum[:12]}),"
+            f" and what is there is version {standing.version} ({standing.checksum[:12]}) of run {standing.run}"
         )
 
 
-def _is_same(one: VersionManifest, other: VersionManifest) -> bool:
-    return (one.chain, one.version, one.checksum) == (other.chain, other.version, other.checksum)
+def is_same(one: VersionManifest, other: VersionManifest) -> bool:
+    """The same version of one run with the same content, though two trainers of the run may have written it."""
+    return (one.run, one.owner, one.version, one.checksum) == (other.run, other.owner, other.version, other.checksum)
 
 
 def _builds_on(manifest: VersionManifest, base: Base, standing: VersionManifest) -> bool:
-    return (manifest.chain, base.version, base.checksum) == (standing.chain, standing.version, standing.checksum)
+    wanted = (manifest.run, manifest.owner, base.version, base.checksum)
+    return wanted == (standing.run, standing.owner, standing.version, standing.checksum)
 
 
 def _refuse(standing: VersionManifest, target: VersionManifest, full: VersionManifest) -> None:

@@ -1,23 +1,15 @@
 """Versions in files from the trainer's publisher to a sidecar: refused by name where they are wrong, then healed."""
 
 import asyncio
-import contextlib
-from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import httpx
 import pytest
 import torch
 from redis.asyncio import Redis
 
-from services.rollout.engine_calls import EngineCalls
-from services.rollout.engine_events import EngineEvents
-from services.rollout.engine_update import EngineUpdate
 from services.rollout.host_copy import HostCopy
-from services.rollout.pull_weights import EngineIdentity, WeightPuller
-from services.rollout.take_files import TakeFiles
 from services.trainer.file_transport import FileTransport
 from services.trainer.publish_weights import Deadlines, PublishReport, WeightPublisher
 from services.trainer.step_ledger import StepLedger
@@ -26,7 +18,6 @@ from shared.enrolment import read_part
 from shared.errors import FencedOut, SluiceError
 from shared.logs import Log
 from shared.messages import Event, WeightVersion
-from shared.runs import announce, withdraw
 from shared.scripts import Ledger
 from shared.streams import Stream
 from shared.tasks import end
@@ -34,7 +25,7 @@ from shared.topology import EVENTS, WEIGHTS, Keys
 from shared.weight_files import DELTA
 from shared.weight_store import WeightStore
 from tests.conftest import until
-from tests.services.rollout.loading_server import LoadingServer
+from tests.services.rollout.following_engine import Engine
 from tests.services.trainer.written_versions import PIECE, model_folder, train, weights
 
 RUN = "r1"
@@ -81,46 +72,6 @@ class Trainer:
         return [folder.partition("-e")[0] for folder in self.files.folders()]
 
 
-@dataclass
-class Engine:
-    """A sidecar's puller beside a server."""
-
-    redis: Redis
-    folder: Path
-    name: str = "engine-a"
-    in_place: bool = False
-    server: LoadingServer = field(default_factory=LoadingServer)
-    proven: int = 0
-
-    @contextlib.asynccontextmanager
-    async def following(self) -> AsyncIterator["Engine"]:
-        calls = EngineCalls("http://engine", httpx.MockTransport(self.server.answer))
-        events = EngineEvents(self.redis, RUN, self.name, Log("engine"))
-        files = TakeFiles(calls, HostCopy(self.folder), self.in_place, events)
-        identity = EngineIdentity(self.name, f"{self.name}-1", 1)
-        puller = WeightPuller(self.redis, RUN, identity, EngineUpdate(calls, "retract", "cpu", files), Log("engine"))
-        task = asyncio.create_task(puller.follow(self._on_proven, self._on_failed))
-        await announce(self.redis, RUN, f"engine-up/{self.name}")
-        try:
-            yield self
-        finally:
-            await end(task)
-            await withdraw(self.redis, RUN, f"engine-up/{self.name}")
-            await calls.close()
-            if not task.cancelled():
-                task.result()
-
-    def holds(self, trainer: Trainer) -> bool:
-        found, wanted = self.server.weights, trainer.tensors
-        return found.keys() == wanted.keys() and all(torch.equal(found[name], wanted[name]) for name in wanted)
-
-    def _on_proven(self) -> None:
-        self.proven += 1
-
-    async def _on_failed(self) -> None:
-        self.proven = 0
-
-
 @pytest.fixture(autouse=True)
 def _no_patience(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("services.rollout.version_chain.VISIBLE_S", 0.0)
@@ -141,7 +92,7 @@ async def test_versions_are_loaded_while_the_engine_is_paused_and_proven(
         for version in range(4):
             report = await trainer.publish(version)
             assert (report.done, report.failed, report.unverified) == (("engine-a",), {}, ())
-            assert engine.holds(trainer)
+            assert engine.holds(trainer.tensors)
     assert engine.server.calls == 4 * UPDATE
     assert engine.server.versions == ["0", "1", "2", "3"]
     assert set(engine.server.folders) == {tmp_path / "host" / "model"}
@@ -166,7 +117,7 @@ async def test_full_versions_on_a_path_are_read_where_they_are_and_old_ones_go(r
     async with Engine(redis, tmp_path / "host", in_place=True).following() as engine:
         for version in range(4):
             assert (await trainer.publish(version)).done == ("engine-a",)
-            assert engine.holds(trainer)
+            assert engine.holds(trainer.tensors)
     assert trainer.folders() == ["v000002-full", "v000003-full"]
     assert engine.server.folders[-1].parent == tmp_path / "store"
     assert not (tmp_path / "host").exists()
@@ -181,7 +132,7 @@ async def test_a_damaged_delta_is_refused_by_name_and_the_version_comes_in_full_
         damage_on_writing(monkeypatch, DELTA)
         report = await trainer.publish(1)
         assert (report.done, report.failed) == (("engine-a",), {})
-        assert engine.holds(trainer)
+        assert engine.holds(trainer.tensors)
     assert await refusals(redis) == ["damaged_version"]
     assert trainer.folders() == ["v000000-full", "v000001-delta", "v000001-full"]
     assert engine.server.versions == ["0", "1"]
@@ -195,7 +146,7 @@ async def test_a_damaged_version_on_a_path_is_refused_before_the_engine_is_pause
     async with Engine(redis, tmp_path / "host", in_place=True).following() as engine:
         damage_on_writing(monkeypatch, "model.safetensors")
         assert (await trainer.publish(0)).done == ("engine-a",)
-        assert engine.holds(trainer)
+        assert engine.holds(trainer.tensors)
     assert await refusals(redis) == ["damaged_version"]
     assert engine.server.calls == ["/continue_generation", *UPDATE]
 
@@ -212,7 +163,7 @@ async def test_a_lost_base_is_refused_by_name_and_a_joiner_gets_the_version_in_f
     async with Engine(redis, tmp_path / "other-host", "late").following() as late:
         await until(lambda: _is_proven(late))
     await end(joiners)
-    assert late.holds(trainer)
+    assert late.holds(trainer.tensors)
     assert await refusals(redis) == ["missing_link"]
 
 
@@ -228,7 +179,7 @@ async def test_a_copy_of_an_earlier_trainer_is_refused_by_name_and_made_anew(red
         async with Engine(redis, tmp_path / "host").following() as engine:
             report = await trainer.publish(2)
             assert set(report.done) == {"engine-a", "engine-b"}
-            assert engine.holds(trainer)
+            assert engine.holds(trainer.tensors)
     assert await refusals(redis) == ["stale_copy"]
 
 
@@ -245,9 +196,9 @@ async def test_a_trainer_that_died_before_the_announcement_is_followed_by_one_th
         resumed = await Trainer(redis, tmp_path, seed=2, keep=1).open()
         report = await resumed.publish(1)
         assert report.done == ("engine-a",)
-        assert engine.holds(resumed), "the first version of a resumed trainer is what it resumed"
+        assert engine.holds(resumed.tensors), "the first version of a resumed trainer is what it resumed"
         assert (await resumed.publish(2)).done == ("engine-a",)
-        assert engine.holds(resumed)
+        assert engine.holds(resumed.tensors)
     assert await refusals(redis) == []
     assert resumed.folders() == ["v000001-full", "v000002-delta"], "what was never announced is gone"
 
@@ -266,7 +217,7 @@ async def test_what_an_engine_still_reads_is_not_deleted(redis: Redis, tmp_path:
         slow.server.may_load.set()
         joiners = asyncio.create_task(trainer.publisher.serve_joiners())
         await until(lambda: _has(redis, "slow", 3))
-        assert slow.holds(trainer)
+        assert slow.holds(trainer.tensors)
         await end(joiners)
         assert set((await trainer.publish(4)).done) == {"slow", "engine-a"}
     assert trainer.folders() == ["v000004-full"]
@@ -284,7 +235,7 @@ async def test_files_that_do_not_come_in_time_leave_the_engine_generating_with_w
         await until(lambda: _called(engine, "/continue_generation", 2))
         held.release()
         assert (await trainer.publish(2)).done == ("engine-a",)
-        assert engine.holds(trainer)
+        assert engine.holds(trainer.tensors)
     assert set(await refusals(redis)) == {"files_late"}
 
 
@@ -300,7 +251,7 @@ async def test_an_engine_is_not_given_up_for_a_store_that_cannot_be_read(
                 report = await trainer.publish(version)
                 assert "no access" in report.failed["engine-a"]
         assert (await trainer.publish(3)).done == ("engine-a",)
-        assert engine.holds(trainer)
+        assert engine.holds(trainer.tensors)
     assert await refusals(redis) == 4 * ["store_away"], "two rounds each"
     assert [kind for kind in trainer.folders() if kind.endswith("full")] == ["v000000-full"], "nothing was damaged"
 
@@ -313,7 +264,7 @@ async def test_a_trainer_that_was_replaced_announces_nothing_and_deletes_nothing
         await resumed.publish(4)
         with pytest.raises(FencedOut):
             await trainer.publish(6)
-        assert engine.holds(resumed)
+        assert engine.holds(resumed.tensors)
     assert "v000004-full" in trainer.folders()
 
 
@@ -324,7 +275,7 @@ async def test_a_store_that_cannot_be_written_to_is_tried_again_and_then_named(
     async with Engine(redis, tmp_path / "host").following() as engine:
         fail_writing(monkeypatch, times=3)
         assert (await trainer.publish(0)).done == ("engine-a",)
-        assert engine.holds(trainer)
+        assert engine.holds(trainer.tensors)
         fail_writing(monkeypatch, times=99)
         with pytest.raises(SluiceError, match=r"weight version 1 cannot be written to .*No space left on device"):
             await trainer.publish(1)
