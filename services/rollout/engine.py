@@ -9,20 +9,22 @@ import contextlib
 import os
 import socket
 import time
+from pathlib import Path
 
 from services.rollout.engine_arguments import EnginePlan, plan_engine
+from services.rollout.engine_events import EngineEvents
 from services.rollout.engine_restarts import Restarts
 from services.rollout.engine_update import EngineUpdate
+from services.rollout.host_copy import HostCopy
 from services.rollout.launch_engine import EngineDied, EngineProcess
 from services.rollout.pull_weights import EngineIdentity, WeightPuller
 from services.rollout.register_with_router import RouterSeat
-from shared.messages import Event
+from services.rollout.take_files import TakeFiles
 from shared.redis_connection import UNREACHABLE
 from shared.runs import HEARTBEAT_S, announce, withdraw
 from shared.service import Serving, main
-from shared.streams import Stream
 from shared.tasks import end
-from shared.topology import EVENTS
+from shared.weight_store import WeightStore
 
 
 class Sidecar:
@@ -76,7 +78,7 @@ class Sidecar:
     async def _serve_life(self, serving: Serving, engine: EngineProcess, seat: RouterSeat) -> None:
         """Serve with one process until it dies or the run ends."""
         place, mode = serving.place, serving.record.settings.engine.update_mode
-        update = EngineUpdate(engine.calls, mode, engine.plan.device)
+        update = EngineUpdate(engine.calls, mode, engine.plan.device, _incoming_files(serving, engine))
         identity = EngineIdentity(place.name, engine.incarnation, engine.plan.ranks)
         puller = WeightPuller(serving.redis, serving.run, identity, update, place.log)
         tasks = [
@@ -103,13 +105,9 @@ class Sidecar:
 
     async def _bury(self, serving: Serving, seat: RouterSeat, death: EngineDied) -> None:
         """Tell the router and everybody who reads the events, and clear what is left of the process."""
-        serving.place.log.error("engine_died", run=serving.run, reason=str(death))
         await seat.leave()
         await self._stop(grace_s=0)
-        event = Event(time.time(), "engine", "engine_died", {"engine": serving.place.name, "reason": str(death)})
-        events: Stream[Event] = Stream(serving.redis, serving.run, EVENTS)
-        with contextlib.suppress(*UNREACHABLE):
-            await events.publish(event)
+        await _events(serving).tell("engine_died", reason=str(death))
 
     async def _stop(self, grace_s: float | None = None) -> None:
         engine, self._engine = self._engine, None
@@ -121,6 +119,22 @@ class Sidecar:
         """Stop the engine when the event loop is gone already."""
         if self._engine is not None:
             self._engine.stop()
+
+
+def _events(serving: Serving) -> EngineEvents:
+    return EngineEvents(serving.redis, serving.run, serving.place.name, serving.place.log)
+
+
+def _incoming_files(serving: Serving, engine: EngineProcess) -> TakeFiles | None:
+    """How versions in files come in; RunRejected if the folder that they come from cannot be used on this host."""
+    weights = serving.record.settings.weights
+    if weights.transport == "broadcast":
+        return None
+    if weights.folder:
+        WeightStore(weights.folder)
+    own = Path(weights.local_folder) if weights.local_folder else serving.place.deployment.paths.home / "engine_weights"
+    in_place = weights.transport == "disk" and not weights.local_folder
+    return TakeFiles(engine.calls, HostCopy(own.expanduser().absolute()), in_place, _events(serving))
 
 
 async def _announce_up(serving: Serving) -> None:

@@ -10,6 +10,7 @@ from redis.asyncio import Redis
 from services.rollout.engine_calls import EngineError, EngineSilent
 from services.rollout.engine_update import EngineUpdate
 from services.rollout.launch_engine import EngineDied
+from services.rollout.refused_files import FilesRefused
 from shared.enrolment import Part, read_part, write_parts
 from shared.logs import Log
 from shared.messages import WeightVersion
@@ -111,7 +112,7 @@ class WeightPuller:
             unverified = await self._update.run(announced, go)
         except EngineError as error:
             self._proof = None
-            self._failures += 1
+            self._failures += not isinstance(error, FilesRefused)  # with those the engine had nothing to do
             await failed()
             await self._report_failure(announced, error)
             return
@@ -125,8 +126,10 @@ class WeightPuller:
 
     async def _report_failure(self, announced: WeightVersion, error: EngineError) -> None:
         self._log.error("pull_failed", run=self._run, version=announced.version, reason=str(error))
+        refused = isinstance(error, FilesRefused) and error.of_store
+        failed = replace(self._part(announced), state="failed", reason=str(error), files_refused=refused)
         try:
-            await self._write(announced, replace(self._part(announced), state="failed", reason=str(error)))
+            await self._write(announced, failed)
         finally:
             if isinstance(error, EngineSilent) or self._failures >= MAX_FAILURES:
                 raise EngineDied(f"weight version {announced.version} could not be loaded: {error}") from error

@@ -82,6 +82,12 @@ class Engines:
             first_rank += part.ranks
         await write_parts(self._redis, self._keys, version, parts)
 
+    async def at_work(self, versions: Collection[int]) -> set[int]:
+        """Those versions that an engine which is up was told to take, and has neither taken nor given up."""
+        up = await self.up()
+        parts = {version: await read_parts(self._redis, self._keys, version) for version in versions}
+        return {v for v, found in parts.items() if any(found[name].state == "go" for name in found.keys() & up)}
+
     async def ended(self, version: int, announcement: str, names: Collection[str]) -> dict[str, Part]:
         """Those of `names` whose part is over: done, failed, restarted meanwhile, or gone."""
         parts = await read_parts(self._redis, self._keys, version)

@@ -1,0 +1,137 @@
+"""One snapshot and the engines that are up -> files in a folder that both see: written, announced, taken, pruned."""
+
+import asyncio
+import secrets
+import time
+
+from services.trainer.broadcast_version import Outcome, Proofs
+from services.trainer.gather_engines import Engines, Gathering
+from services.trainer.rendezvous import in_thread
+from services.trainer.stage_weights import Staged
+from services.trainer.step_ledger import StepLedger
+from services.trainer.tell import tell
+from services.trainer.version_names import VersionName, superfluous
+from services.trainer.version_writer import VersionWriter
+from shared.enrolment import Part
+from shared.errors import SluiceError
+from shared.logs import Log
+from shared.messages import Rendezvous, WeightFiles, WeightVersion
+from shared.weight_store import ASIDE
+
+POLL_S = 0.01
+WRITE_TRIES = 4
+WRITE_PAUSE_S = 2.0
+"""Seconds before the second try; each further pause is twice as long."""
+
+
+class FileTransport:
+    """See Transport. A version is written once, and announced as often as engines ask for it.
+
+    Where an engine found its files damaged or incomplete, the next round writes it again, in full.
+    """
+
+    def __init__(
+        self, ledger: StepLedger, writer: VersionWriter, keep: int, enrol_s: float, update_s: float, log: Log
+    ) -> None:
+        """`keep`: newest versions that stay in the store, with all that they build on."""
+        self.engines = Engines(ledger.redis, ledger.run)
+        self._ledger, self._writer, self._keep, self._log = ledger, writer, keep, log
+        self._enrol_s, self._update_s = enrol_s, update_s
+        self._written: tuple[int, str, WeightFiles] | None = None
+        """Version, checksum and files of the one that was written last."""
+        self._refused = False
+
+    async def round(self, staged: Staged, proofs: Proofs) -> Outcome:
+        """See Transport.
+
+        Raises:
+            SluiceError: the store cannot be written to.
+        """
+        outcome, started = Outcome(), time.monotonic()
+        files = await self._files_of(staged, proofs.checksum)
+        outcome.seconds["write"] = (written := time.monotonic()) - started
+        announcement = f"{self._ledger.run}-v{staged.version}-{secrets.token_hex(4)}"
+        gathering = await self._announce(staged, proofs, announcement, files)
+        outcome.done.update(gathering.holding)
+        outcome.seconds["enrol"] = (enrolled := time.monotonic()) - written
+        if gathering.waiting:
+            await self.engines.start(staged.version, gathering, announcement)
+            await self._follow(staged.version, announcement, gathering, outcome)
+            outcome.seconds["prove"] = time.monotonic() - enrolled
+        await self._prune()
+        return outcome
+
+    def drop_group(self) -> None:
+        """See Transport: nothing is held."""
+
+    async def _files_of(self, staged: Staged, checksum: str) -> WeightFiles:
+        last = self._written
+        if last is not None and last[:2] == (staged.version, checksum) and not self._refused:
+            return last[2]
+        files = await self._write(staged, checksum)
+        self._written, self._refused = (staged.version, checksum, files), False
+        return files
+
+    async def _write(self, staged: Staged, checksum: str) -> WeightFiles:
+        tries, pause_s = 0, WRITE_PAUSE_S
+        while True:
+            try:
+                return await in_thread(lambda: self._writer.write(staged, checksum, in_full=self._refused))
+            except OSError as error:
+                tries += 1
+                where = self._writer.store.url
+                detail = {"version": staged.version, "folder": where, "reason": str(error)}
+                await tell(self._ledger.redis, self._ledger.run, self._log, "weights_not_written", detail)
+                if tries == WRITE_TRIES:
+                    raise SluiceError(
+                        f"weight version {staged.version} cannot be written to {where}: {error}; make room there, or"
+                        " set weights.folder of the next run"
+                    ) from error
+            await asyncio.sleep(pause_s)
+            pause_s *= 2
+
+    async def _announce(self, staged: Staged, proofs: Proofs, announcement: str, files: WeightFiles) -> Gathering:
+        enrol_until = time.time() + self._enrol_s
+        meeting = Rendezvous("", 0, announcement, "files", enrol_until, enrol_until + self._update_s)
+        version, layout = staged.version, staged.buckets.layout
+        await self._ledger.announce(
+            WeightVersion(version, staged.step, layout, proofs.checksum, proofs.tensor_checksums, meeting, files)
+        )
+        return await self.engines.gather(version, proofs.checksum, announcement, enrol_until)
+
+    async def _follow(self, version: int, announcement: str, gathering: Gathering, outcome: Outcome) -> None:
+        """Wait for the engines' answers, and sort them into done and failed."""
+        names, until = gathering.waiting.keys(), time.monotonic() + self._update_s
+        parts: dict[str, Part] = {}
+        while len(parts) < len(names) and time.monotonic() < until:
+            await asyncio.sleep(POLL_S)
+            parts = await self.engines.ended(version, announcement, names)
+        for name in names:
+            part = parts.get(name)
+            if part is None:
+                outcome.failed[name] = "the engine did not finish in time"
+                self.engines.expect_nothing_of(name)
+            elif part.state == "done":
+                outcome.done[name] = part
+            else:
+                outcome.failed[name] = part.reason or "the engine started anew"
+                self._refused = self._refused or part.files_refused
+
+    async def _prune(self) -> None:
+        """Delete what nobody needs any more. What cannot be deleted now is tried again with the next version."""
+        try:
+            found = await in_thread(self._look)
+            read = await self.engines.at_work({name.version for name in found})
+            old = superfluous({name: whole for name, (_, whole) in found.items()}, self._writer.names, self._keep, read)
+            await in_thread(lambda: [self._writer.store.remove(found[name][0]) for name in old])
+        except OSError as error:
+            self._log.warning("weights_not_pruned", run=self._ledger.run, error=str(error))
+
+    def _look(self) -> dict[VersionName, tuple[str, bool]]:
+        """What is in the store: the name of its folder, and whether it is whole."""
+        store, found = self._writer.store, dict[VersionName, tuple[str, bool]]()
+        for folder in store.folders():
+            name = VersionName.parse(folder.removeprefix(ASIDE))
+            if name is not None:
+                found[name] = (folder, not folder.startswith(ASIDE) and store.is_whole(folder))
+        return found
