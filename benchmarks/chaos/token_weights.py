@@ -6,7 +6,8 @@ from typing import Any
 import torch
 from torch import distributed
 
-from services.trainer.weight_buckets import WeightBuckets, engine_checksums
+from services.trainer.weight_buckets import WeightBuckets
+from services.trainer.weight_hashes import engine_checksums
 from shared.messages import TensorSpec
 
 c10d: Any = distributed
@@ -45,4 +46,4 @@ class TokenWeights:
 
     def checksums(self) -> dict[str, str]:
         """What SGLang's weight checker would answer if it had loaded these tensors."""
-        return engine_checksums(self._tensors)
+        return engine_checksums(self._tensors, "cpu")

@@ -12,7 +12,8 @@ from services.trainer.rendezvous import in_thread
 from services.trainer.stage_weights import Stage, Staged
 from services.trainer.step_ledger import StepLedger
 from services.trainer.tell import tell
-from services.trainer.weight_buckets import WeightBuckets, checksum, engine_checksums
+from services.trainer.weight_buckets import WeightBuckets
+from services.trainer.weight_hashes import digest, engine_checksums
 from shared.await_redis import AwaitRedis
 from shared.logs import Log
 from shared.redis_connection import UNREACHABLE
@@ -183,7 +184,8 @@ class WeightPublisher:
 
 
 def _prove(buckets: WeightBuckets) -> Proofs:
-    return Proofs(checksum(buckets.tensors), engine_checksums(buckets.tensors))
+    hashes = engine_checksums(buckets.tensors, buckets.device.type)
+    return Proofs(digest(hashes), hashes, buckets.device.type)
 
 
 def _report(staged: Staged, proofs: Proofs, outcome: Outcome, seconds: dict[str, float]) -> PublishReport:

@@ -1,26 +1,17 @@
-"""Named parameters -> flat buckets to broadcast, their manifest, and the hashes that prove them."""
+"""Named parameters -> flat buckets to broadcast, and their manifest."""
 
-import hashlib
-import re
-from collections.abc import Iterable, Mapping
-from typing import Any
+from collections.abc import Iterable
 
 import torch
 
 from shared.messages import TensorSpec
-
-VOCABULARY_ROWS = 64
-"""SGLang pads embeddings and output heads with rows of zeros to a multiple of this."""
-VOCABULARY = re.compile(r"(^|\.)(embed_tokens|lm_head)\.weight$")
-FUSED = (("qkv_proj", ("q_proj", "k_proj", "v_proj")), ("gate_up_proj", ("gate_proj", "up_proj")))
-"""Engines keep these parameters as one: name in the engine, names in the checkpoint, in their order of rows."""
 
 
 class WeightBuckets:
     """One staged copy of the weights. Each bucket is one flat tensor of bytes; the layout never changes."""
 
     def __init__(self, layout: list[list[TensorSpec]], device: torch.device) -> None:
-        self.layout = layout
+        self.layout, self.device = layout, device
         self.flat: list[torch.Tensor] = []
         self.tensors: dict[str, torch.Tensor] = {}
         """Views into the buckets, by name, in the order of the layout."""
@@ -45,13 +36,13 @@ class WeightBuckets:
             missing.discard(name)
         if missing:
             raise ValueError(f"{len(missing)} tensors were not given to be staged, such as {min(missing)}")
-        if self.flat[0].is_cuda:
-            torch.cuda.current_stream(self.flat[0].device).synchronize()
+        if self.device.type == "cuda":
+            torch.cuda.current_stream(self.device).synchronize()
 
     @property
     def backend(self) -> str:
         """The kind of process group that can send them."""
-        return "nccl" if self.flat[0].is_cuda else "gloo"
+        return "nccl" if self.device.type == "cuda" else "gloo"
 
     @property
     def nbytes(self) -> int:
@@ -74,56 +65,6 @@ def plan_buckets(named_tensors: Iterable[tuple[str, torch.Tensor]], limit_bytes:
         buckets[-1].append(spec)
         filled += _bytes(spec)
     return buckets
-
-
-def checksum(tensors: Mapping[str, torch.Tensor]) -> str:
-    """SHA-256 over the names and bytes of all tensors, in order."""
-    digest = hashlib.sha256()
-    for name, tensor in tensors.items():
-        digest.update(name.encode())
-        digest.update(_raw(tensor))
-    return digest.hexdigest()
-
-
-def engine_checksums(tensors: Mapping[str, torch.Tensor]) -> dict[str, str]:
-    """The hash of every parameter as SGLang's weight checker computes it on the CPU, by the engine's names.
-
-    It is the first 8 bytes of the SHA-256 of the parameter's bytes, in an engine with one rank. On a GPU the checker
-    hashes with a kernel of its own, which nothing here can predict: then the answer is empty.
-    """
-    if any(tensor.is_cuda for tensor in tensors.values()):
-        return {}
-    return {
-        name: hashlib.sha256(b"".join(map(_raw, parts)) if len(parts) > 1 else _raw(parts[0])).hexdigest()[:16]
-        for name, parts in _engine_parameters(tensors).items()
-    }
-
-
-def _engine_parameters(tensors: Mapping[str, torch.Tensor]) -> dict[str, list[torch.Tensor]]:
-    """Name in the engine -> the tensors whose rows it holds, one after the other."""
-    parameters: dict[str, list[torch.Tensor]] = {}
-    for name, tensor in tensors.items():
-        fused, parts = _fused(name, tensors)
-        parameters[fused] = [tensors[part] for part in parts]
-        if VOCABULARY.search(name) and tensor.shape[0] % VOCABULARY_ROWS:
-            rows = VOCABULARY_ROWS - tensor.shape[0] % VOCABULARY_ROWS
-            parameters[name].append(tensor.new_zeros((rows, *tensor.shape[1:])))
-    return parameters
-
-
-def _fused(name: str, tensors: Mapping[str, torch.Tensor]) -> tuple[str, list[str]]:
-    for fused, parts in FUSED:
-        for part in parts:
-            around = name.split(f".{part}.")
-            names = [f".{each}.".join(around) for each in parts]
-            if len(around) == 2 and all(each in tensors for each in names):
-                return f".{fused}.".join(around), names
-    return name, [name]
-
-
-def _raw(tensor: torch.Tensor) -> memoryview:
-    array: Any = tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy()
-    return memoryview(array)
 
 
 def _bytes(spec: TensorSpec) -> int:
