@@ -119,7 +119,7 @@ class Broadcaster:
         else:
             await self.engines.start(staged.version, gathering, group.name)
         outcome.seconds["connect"] = (connected := time.monotonic()) - started
-        sending = in_thread(lambda: group.broadcast(staged.buckets.flat))
+        sending = in_thread(lambda: group.broadcast(staged.buckets))
 
         def sent(future: "asyncio.Future[None]") -> None:
             outcome.seconds.setdefault("broadcast", time.monotonic() - connected)

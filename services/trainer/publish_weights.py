@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 import torch
 
+from services.trainer.beside_training import BesideTraining
 from services.trainer.broadcast_version import Broadcaster, Outcome, Proofs
 from services.trainer.rendezvous import in_thread
 from services.trainer.stage_weights import Stage, Staged
@@ -67,16 +68,17 @@ class WeightPublisher:
         host: str,
         log: Log,
         bucket_mib: int = 512,
+        staging: str = "auto",
         deadlines: Deadlines | None = None,
         await_redis: AwaitRedis | None = None,
     ) -> None:
-        """`host` is the address by which engines reach this process."""
+        """`host` is the address by which engines reach this process; for `staging` see Stage."""
         self._redis, self._run, self._ledger = ledger.redis, ledger.run, ledger
         self._log, self._deadlines = log, deadlines or Deadlines()
         self._await_redis = await_redis or AwaitRedis(log, ledger.run)
-        self._stage = Stage(bucket_mib * MIB)
+        self._stage = Stage(bucket_mib * MIB, staging)
         self._broadcaster = Broadcaster(ledger, host, self._deadlines.enrol_s, self._deadlines.update_s, log)
-        self._lock = asyncio.Lock()
+        self._lock, self._beside = asyncio.Lock(), BesideTraining()
         self._newest: tuple[Staged, Proofs] | None = None
 
     def stage(self, version: int, step: int, named_tensors: Iterable[tuple[str, torch.Tensor]]) -> Staged:
@@ -87,10 +89,11 @@ class WeightPublisher:
         """
         return self._stage.stage(version, step, named_tensors)
 
-    async def publish(self, staged: Staged) -> PublishReport:
+    async def publish(self, staged: Staged) -> PublishReport | None:
         """Announce a version, send it to all engines that are up, and wait for their proofs or the deadline.
 
-        Version 0 waits for a first engine. Later ones do not: whoever comes up gets the newest by `serve_joiners`.
+        None if a newer snapshot has taken its place. Version 0 waits for a first engine. Later ones do not: whoever
+        comes up gets the newest by `serve_joiners`.
 
         Raises:
             FencedOut: another trainer took the run over.
@@ -98,8 +101,9 @@ class WeightPublisher:
         """
         started = time.monotonic()
         async with self._lock:
-            self._stage.publish(staged)
-            proofs = await in_thread(lambda: _prove(staged.buckets))
+            if not self._stage.publish(staged):
+                return None
+            proofs = await in_thread(lambda: self._prove(staged.buckets))
             hashed_s = time.monotonic() - started
             self._newest = (staged, proofs)
             if staged.version == 0:
@@ -177,15 +181,16 @@ class WeightPublisher:
                 return
             await asyncio.sleep(JOINER_POLL_S)
 
+    def _prove(self, buckets: WeightBuckets) -> Proofs:
+        buckets.wait_copied()
+        with self._beside.on(buckets.device):
+            hashes = engine_checksums(buckets.tensors, buckets.device.type, buckets.device)
+        return Proofs(digest(hashes), hashes, buckets.device.type)
+
     def _log_report(self, event: str, report: PublishReport) -> None:
         counts = {"done": len(report.done), "failed": len(report.failed), "unverified": len(report.unverified)}
         phases = {f"{phase}_s": value for phase, value in report.seconds.items()}
         self._log.info(event, run=self._run, version=report.version, **counts, **phases)
-
-
-def _prove(buckets: WeightBuckets) -> Proofs:
-    hashes = engine_checksums(buckets.tensors, buckets.device.type)
-    return Proofs(digest(hashes), hashes, buckets.device.type)
 
 
 def _report(staged: Staged, proofs: Proofs, outcome: Outcome, seconds: dict[str, float]) -> PublishReport:

@@ -103,4 +103,5 @@ async def _train_and_end(serving: Serving, prepared: PreparedRun) -> None:
 def _open_publisher(serving: Serving, ledger: StepLedger) -> WeightPublisher:
     weights, host = serving.record.settings.weights, serving.place.deployment.trainer.host
     deadlines = Deadlines(enrol_s=weights.enrol_deadline_s, update_s=weights.update_deadline_s)
-    return WeightPublisher(ledger, host, serving.place.log, weights.bucket_mib, deadlines, serving.await_redis())
+    log, redis = serving.place.log, serving.await_redis()
+    return WeightPublisher(ledger, host, log, weights.bucket_mib, weights.staging, deadlines, redis)

@@ -1,6 +1,6 @@
 """Named parameters -> flat buckets to broadcast, and their manifest."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 import torch
 
@@ -10,21 +10,25 @@ from shared.messages import TensorSpec
 class WeightBuckets:
     """One staged copy of the weights. Each bucket is one flat tensor of bytes; the layout never changes."""
 
-    def __init__(self, layout: list[list[TensorSpec]], device: torch.device) -> None:
+    def __init__(self, layout: list[list[TensorSpec]], device: torch.device, on_host: bool = False) -> None:
+        """`device` is where the parameters are, and where a broadcast begins; `on_host` keeps the copy beside a GPU."""
         self.layout, self.device = layout, device
+        self.is_on_host = on_host and device.type == "cuda"
+        self._copied = torch.cuda.Event() if device.type == "cuda" else None
+        memory = torch.device("cpu") if on_host else device
         self.flat: list[torch.Tensor] = []
         self.tensors: dict[str, torch.Tensor] = {}
         """Views into the buckets, by name, in the order of the layout."""
         for bucket in layout:
             sizes = [_bytes(spec) for spec in bucket]
-            flat = torch.empty(sum(sizes), dtype=torch.uint8, device=device)
+            flat = torch.empty(sum(sizes), dtype=torch.uint8, device=memory, pin_memory=self.is_on_host)
             self.flat.append(flat)
             for spec, part in zip(bucket, flat.split(sizes), strict=True):
                 self.tensors[spec.name] = part.view(_dtype(spec.dtype)).view(spec.shape)
 
     @torch.no_grad()
     def copy_from(self, named_tensors: Iterable[tuple[str, torch.Tensor]]) -> None:
-        """Overwrite every tensor; when it returns, the sources may change.
+        """Overwrite every tensor; when it returns, the sources may change, by what is queued on the same GPU stream.
 
         Raises:
             KeyError: a tensor is not in the layout.
@@ -32,12 +36,38 @@ class WeightBuckets:
         """
         missing = set(self.tensors)
         for name, tensor in named_tensors:
-            self.tensors[name].copy_(tensor)
+            self.tensors[name].copy_(tensor, non_blocking=True)
             missing.discard(name)
         if missing:
             raise ValueError(f"{len(missing)} tensors were not given to be staged, such as {min(missing)}")
-        if self.device.type == "cuda":
-            torch.cuda.current_stream(self.device).synchronize()
+        if self._copied is not None:
+            self._copied.record(torch.cuda.current_stream(self.device))
+
+    def wait_copied(self) -> None:
+        """Block until everything is there."""
+        if self._copied is not None:
+            self._copied.synchronize()
+
+    def to_send(self) -> Iterator[torch.Tensor]:
+        """The buckets in order, on the device; each is to be sent by the current stream before the next is asked for.
+
+        Those that lie on the host go through two buffers: one is filled while the other is sent.
+        """
+        if not self.is_on_host:
+            yield from self.flat
+            return
+        sending, copying = torch.cuda.current_stream(self.device), torch.cuda.Stream(self.device)
+        largest = max(flat.numel() for flat in self.flat)
+        buffers = [(torch.empty(largest, dtype=torch.uint8, device=self.device), torch.cuda.Event()) for _ in range(2)]
+        for number, flat in enumerate(self.flat):
+            buffer, sent = buffers[number % 2]
+            with torch.cuda.stream(copying):
+                copying.wait_event(sent)
+                filled = buffer[: flat.numel()]
+                filled.copy_(flat, non_blocking=True)
+            sending.wait_stream(copying)
+            yield filled
+            sent.record(sending)
 
     @property
     def backend(self) -> str:
@@ -46,7 +76,12 @@ class WeightBuckets:
 
     @property
     def nbytes(self) -> int:
-        return sum(flat.numel() for flat in self.flat)
+        return layout_bytes(self.layout)
+
+
+def layout_bytes(layout: list[list[TensorSpec]]) -> int:
+    """Of all buckets together."""
+    return sum(_bytes(spec) for bucket in layout for spec in bucket)
 
 
 def plan_buckets(named_tensors: Iterable[tuple[str, torch.Tensor]], limit_bytes: int) -> list[list[TensorSpec]]:

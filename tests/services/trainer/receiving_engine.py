@@ -32,6 +32,11 @@ class ReceivingEngine:
     received: dict[int, dict[str, torch.Tensor]] = field(default_factory=dict)
     groups_joined: list[str] = field(default_factory=list)
     connection: Any = None
+    is_open: asyncio.Event = field(default_factory=asyncio.Event)
+    """It takes what is broadcast only while this is set, as it is at first."""
+
+    def __post_init__(self) -> None:
+        self.is_open.set()
 
     async def live(self) -> None:
         stream, last = Stream[WeightVersion](self.redis, self.run, WEIGHTS), "0"
@@ -67,6 +72,7 @@ class ReceivingEngine:
         if self.behaviour == "dies":
             self.connection.abort()
             raise asyncio.CancelledError
+        await self.is_open.wait()
         buckets = WeightBuckets(announced.buckets, torch.device("cpu"))
         try:
             await asyncio.to_thread(self._receive, buckets)

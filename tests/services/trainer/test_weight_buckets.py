@@ -1,9 +1,8 @@
-"""Buckets hold exactly the parameters' bytes, and a stage never changes what is being published."""
+"""Buckets hold exactly the parameters' bytes."""
 
 import pytest
 import torch
 
-from services.trainer.stage_weights import Stage
 from services.trainer.weight_buckets import WeightBuckets, plan_buckets
 
 CPU = torch.device("cpu")
@@ -50,24 +49,3 @@ def test_a_tensor_that_is_not_given_is_an_error() -> None:
     buckets = WeightBuckets(plan_buckets(tensors, 1000), CPU)
     with pytest.raises(ValueError, match="such as b"):
         buckets.copy_from(tensors[:1])
-
-
-def test_the_stage_reuses_two_copies_and_never_the_published_one() -> None:
-    stage = Stage(limit_bytes=1000)
-    first = stage.stage(0, 0, [("a", torch.full((4,), 0.0))])
-    stage.publish(first)
-    second = stage.stage(1, 1, [("a", torch.full((4,), 1.0))])
-    third = stage.stage(2, 2, [("a", torch.full((4,), 2.0))])
-    assert second.replaced
-    assert third.buckets is second.buckets
-    assert first.buckets.tensors["a"][0] == 0.0
-    stage.publish(third)
-    assert stage.stage(3, 3, [("a", torch.full((4,), 3.0))]).buckets is first.buckets
-
-
-def test_a_replaced_snapshot_cannot_be_published() -> None:
-    stage = Stage(limit_bytes=1000)
-    old = stage.stage(1, 1, [("a", torch.zeros(4))])
-    stage.stage(2, 2, [("a", torch.zeros(4))])
-    with pytest.raises(AssertionError, match="version 1 was replaced"):
-        stage.publish(old)
