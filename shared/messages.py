@@ -257,10 +257,12 @@ class WeightVersion:
     buckets: list[list[TensorSpec]]
     """Each bucket is broadcast as one flat tensor, its tensors in this order."""
     checksum: str
-    """SHA-256 over the names and bytes of all tensors, in order."""
+    """SHA-256 over `tensor_checksums`: names and hashes, in order."""
     tensor_checksums: dict[str, str]
-    """Hash of each tensor as SGLang's weight checker computes it on this device; empty where it cannot be predicted."""
+    """The hash that SGLang's weight checker computes of each parameter, by the engine's names."""
     rendezvous: Rendezvous
+    engine_device: str = "cpu"
+    """cpu or cuda: where the engines are whose checker computes those hashes; elsewhere it takes other ones."""
     files: WeightFiles | None = None
     """None: the buckets are broadcast."""
 

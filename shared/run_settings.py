@@ -153,6 +153,9 @@ class WeightSettings(Settings):
     """delta: versions from one that is written in full to the next; the first one of every trainer is, too."""
     bucket_mib: Positive = 512
     """Size of one broadcast, and of one safetensors file."""
+    staging: Literal["auto", "device", "host"] = "auto"
+    """Where the trainer keeps two copies of the weights for engines: in the memory of its GPU, or pinned in the host's;
+    auto takes the GPU's if they need less than a third of what is free before the first step."""
     enrol_deadline_s: Seconds = 30
     """Seconds that engines have to enrol for a version; who is late joins the next one."""
     update_deadline_s: Seconds = 120

@@ -106,7 +106,7 @@ class EngineUpdate:
         lap("load")
         await self._flush()
         lap("flush")
-        expected = announced.tensor_checksums if self.device == "cpu" else {}
+        expected = announced.tensor_checksums if announced.engine_device == self.device else {}
         unverified = prove(expected, await self.calls.checksums(until - time.time()))
         lap("prove")
         self.mixed = False

@@ -27,6 +27,7 @@ class Proofs:
 
     checksum: str
     tensor_checksums: dict[str, str]
+    engine_device: str
 
 
 @dataclass
@@ -87,7 +88,15 @@ class Broadcaster:
         )
         layout = staged.buckets.layout
         await self._ledger.announce(
-            WeightVersion(staged.version, staged.step, layout, proofs.checksum, proofs.tensor_checksums, rendezvous)
+            WeightVersion(
+                staged.version,
+                staged.step,
+                layout,
+                proofs.checksum,
+                proofs.tensor_checksums,
+                rendezvous,
+                proofs.engine_device,
+            )
         )
         return await self.engines.gather(staged.version, proofs.checksum, announcement, enrol_until)
 
@@ -110,7 +119,7 @@ class Broadcaster:
         else:
             await self.engines.start(staged.version, gathering, group.name)
         outcome.seconds["connect"] = (connected := time.monotonic()) - started
-        sending = in_thread(lambda: group.broadcast(staged.buckets.flat))
+        sending = in_thread(lambda: group.broadcast(staged.buckets))
 
         def sent(future: "asyncio.Future[None]") -> None:
             outcome.seconds.setdefault("broadcast", time.monotonic() - connected)

@@ -116,7 +116,7 @@ def _open_publisher(serving: Serving, ledger: StepLedger) -> WeightPublisher:
     deadlines = Deadlines(enrol_s=weights.enrol_deadline_s, update_s=weights.update_deadline_s)
     transport = _file_transport(serving, ledger) if weights.transport != "broadcast" else None
     log, await_redis = serving.place.log, serving.await_redis()
-    return WeightPublisher(ledger, host, log, weights.bucket_mib, deadlines, await_redis, transport)
+    return WeightPublisher(ledger, host, log, weights.bucket_mib, weights.staging, deadlines, await_redis, transport)
 
 
 def _file_transport(serving: Serving, ledger: StepLedger) -> FileTransport:

@@ -9,7 +9,8 @@ import torch
 from redis.asyncio import Redis
 from torch import distributed
 
-from services.trainer.weight_buckets import WeightBuckets, checksum
+from services.trainer.weight_buckets import WeightBuckets
+from services.trainer.weight_hashes import checksum
 from shared.enrolment import Part, read_part, write_parts
 from shared.messages import WeightVersion
 from shared.runs import announce, withdraw
@@ -31,6 +32,11 @@ class ReceivingEngine:
     received: dict[int, dict[str, torch.Tensor]] = field(default_factory=dict)
     groups_joined: list[str] = field(default_factory=list)
     connection: Any = None
+    is_open: asyncio.Event = field(default_factory=asyncio.Event)
+    """It takes what is broadcast only while this is set, as it is at first."""
+
+    def __post_init__(self) -> None:
+        self.is_open.set()
 
     async def live(self) -> None:
         stream, last = Stream[WeightVersion](self.redis, self.run, WEIGHTS), "0"
@@ -48,7 +54,7 @@ class ReceivingEngine:
     async def _take_part(self, announced: WeightVersion) -> None:
         part = Part("enrolled", announced.rendezvous.group_name, self.incarnation, 1, self.group)
         held = self.received.get(announced.version)
-        if held is not None and checksum(held) == announced.checksum:
+        if held is not None and checksum(held, "cpu") == announced.checksum:
             return await self._write(announced, replace(part, state="done", checksum=announced.checksum))
         await self._write(announced, part)
         go = await self._wait_for_go(announced)
@@ -66,6 +72,7 @@ class ReceivingEngine:
         if self.behaviour == "dies":
             self.connection.abort()
             raise asyncio.CancelledError
+        await self.is_open.wait()
         buckets = WeightBuckets(announced.buckets, torch.device("cpu"))
         try:
             await asyncio.to_thread(self._receive, buckets)
@@ -73,7 +80,7 @@ class ReceivingEngine:
             self.group = ""
             return await self._write(announced, replace(part, state="failed", reason=f"broken: {error}"))
         self.received[announced.version] = buckets.tensors
-        await self._write(announced, replace(part, state="done", checksum=checksum(buckets.tensors)))
+        await self._write(announced, replace(part, state="done", checksum=checksum(buckets.tensors, "cpu")))
 
     async def _wait_for_go(self, announced: WeightVersion) -> Part | None:
         stream = Stream[WeightVersion](self.redis, self.run, WEIGHTS)
