@@ -1,11 +1,11 @@
 """Bytes -> 128 bits in hex that tell damaged ones from those that were written; no protection against forgery."""
 
-import hashlib
 from typing import Any, Protocol
 
+import xxhash
 from numpy.typing import NDArray
 
-NAME = "blake2b-128"
+NAME = "xxh3-128"
 """Goes along with every hash that is written down."""
 
 Content = bytes | memoryview | NDArray[Any]
@@ -21,7 +21,7 @@ class RunningHash(Protocol):
 
 def running_hash() -> RunningHash:
     """Of nothing yet."""
-    return hashlib.blake2b(digest_size=16)
+    return xxhash.xxh3_128()
 
 
 def content_hash(*parts: Content) -> str:

@@ -55,7 +55,12 @@ def header_of(specs: Sequence[TensorSpec]) -> bytes:
 
 def nbytes_of(spec: TensorSpec) -> int:
     """Bytes of a tensor."""
-    return math.prod(spec.shape) * CODES[spec.dtype][1]
+    return math.prod(spec.shape) * width_of(spec)
+
+
+def width_of(spec: TensorSpec) -> int:
+    """Bytes of one number of a tensor."""
+    return CODES[spec.dtype][1]
 
 
 def spans_of(specs: Sequence[TensorSpec]) -> dict[str, Span]:

@@ -1,7 +1,7 @@
 """The folder of a weight version <-> its manifest: what it holds, how to check it, and which version it builds on.
 
-A full version is a Hugging Face folder. A delta is one file of zstd frames: each holds a piece of a tensor,
-combined with those of the base version by exclusive or; a piece that is the same in both has no frame.
+A full version is a Hugging Face folder. A delta is one file of zstd frames: each holds a piece of a tensor, as the
+exclusive or with the same piece of the base version; one that is the same in both has no frame.
 """
 
 from dataclasses import dataclass, field
@@ -17,7 +17,7 @@ MANIFEST = "sluice_weights.json"
 DELTA = "delta.zst"
 INDEX = "model.safetensors.index.json"
 FORMAT = 1
-ENCODING = "xor+zstd"
+ENCODING = "xor+planes+zstd"
 PIECE = 16 * 2**20
 """Bytes of a tensor that are encoded as one: enough to compress well, few enough that threads share a tensor."""
 
@@ -87,7 +87,7 @@ class VersionManifest:
     delta: DeltaFile | None = None
     """How to get here from the version before. A full one has it too, for hosts that hold that version."""
     piece: int = PIECE
-    """Delta: bytes of a tensor to a frame."""
+    """Delta: bytes of a tensor to a frame; a multiple of what any number takes."""
     format: int = FORMAT
     hashes: str = NAME
     encoding: str = ENCODING

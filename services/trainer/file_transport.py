@@ -95,7 +95,16 @@ class FileTransport:
         meeting = Rendezvous("", 0, announcement, "files", enrol_until, enrol_until + self._update_s)
         version, layout = staged.version, staged.buckets.layout
         await self._ledger.announce(
-            WeightVersion(version, staged.step, layout, proofs.checksum, proofs.tensor_checksums, meeting, files)
+            WeightVersion(
+                version,
+                staged.step,
+                layout,
+                proofs.checksum,
+                proofs.tensor_checksums,
+                meeting,
+                proofs.engine_device,
+                files,
+            )
         )
         return await self.engines.gather(version, proofs.checksum, announcement, enrol_until)
 

@@ -15,7 +15,7 @@ from services.trainer.stage_weights import Staged
 from services.trainer.version_names import VersionName
 from shared.content_hash import content_hash, running_hash
 from shared.messages import TensorSpec, WeightFiles
-from shared.safetensors_file import header_of, nbytes_of
+from shared.safetensors_file import header_of, nbytes_of, width_of
 from shared.weight_files import (
     DELTA,
     INDEX,
@@ -176,12 +176,15 @@ class _Version:
                 for (spec, now), (_, then) in zip(
                     _tensors(bucket, _on_host(flat, False)), _tensors(bucket, before), strict=True
                 )
-                for new, base in zip(pieces_of(now, self.piece), pieces_of(then, self.piece), strict=True)
+                for new, base in zip(self._pieces(spec, now), self._pieces(spec, then), strict=True)
             ]
             encoded = self.pool.map(encode_piece, (new for _, new, _ in pieces), (base for _, _, base in pieces))
             for (name, _, _), frame in zip(pieces, encoded, strict=True):
                 self.frames.setdefault(name, []).append(len(frame))
                 yield frame
+
+    def _pieces(self, spec: TensorSpec, content: Bytes) -> Iterator[Bytes]:
+        return pieces_of(content, self.piece, width_of(spec))
 
     def _files(self) -> list[str]:
         count = len(self.staged.buckets.layout)
