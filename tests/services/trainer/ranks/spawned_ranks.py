@@ -1,4 +1,4 @@
-"""A function of the ranks -> its result on each of several real processes that joined over gloo, within a deadline."""
+"""A function of the ranks -> its result on each of several real processes that joined a group, within a deadline."""
 
 import time
 import traceback
@@ -26,12 +26,14 @@ Task = Callable[[Ranks], Any]
 class SpawnedRanks:
     """Processes of one task; they run while others do."""
 
-    def __init__(self, size: int, task: Task, folder: Path) -> None:
-        """`folder` is new and theirs alone."""
+    def __init__(self, size: int, task: Task, folder: Path, on_gpus: bool = False) -> None:
+        """`folder` is new and theirs alone; `on_gpus`: a GPU each, and NCCL beside gloo."""
         folder.mkdir(parents=True)
         self._folder = folder
         make = _context().Process
-        self._processes = [make(target=_join, args=(rank, size, task, folder), daemon=True) for rank in range(size)]
+        self._processes = [
+            make(target=_join, args=(rank, size, task, folder, on_gpus), daemon=True) for rank in range(size)
+        ]
         for process in self._processes:
             process.start()
 
@@ -69,11 +71,15 @@ def _context() -> ForkServerContext:
     return context
 
 
-def _join(rank: int, size: int, task: Task, folder: Path) -> None:
+def _join(rank: int, size: int, task: Task, folder: Path, on_gpus: bool) -> None:
     try:
         set_up_threads(1)
         timeout = timedelta(seconds=COLLECTIVE_S)
-        distributed.init_process_group("gloo", f"file://{folder}/store", timeout, size, rank)
+        if on_gpus:
+            torch.cuda.set_device(rank)
+        distributed.init_process_group(
+            "cpu:gloo,cuda:nccl" if on_gpus else "gloo", f"file://{folder}/store", timeout, size, rank
+        )
         torch.save(task(ranks_of_group(timeout)), _result(folder, rank))
         distributed.barrier()
         distributed.destroy_process_group()

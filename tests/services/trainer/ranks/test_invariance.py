@@ -12,12 +12,13 @@ import torch
 
 from services.trainer.backend import State
 from services.trainer.backends.shard_model import whole
+from services.trainer.learner import Learner
 from services.trainer.losses.token_weights import Aggregation
 from services.trainer.open_learner import open_learner
 from services.trainer.ranks import Ranks
 from shared import check_trainer
 from shared.run_settings import RunSettings
-from tests.services.trainer.ranks.invariant_cases import CASES
+from tests.services.trainer.ranks.invariant_cases import CASES, Case
 from tests.services.trainer.ranks.spawned_ranks import SpawnedRanks
 from tests.services.trainer.ranks.uneven_steps import KINDS, UnevenStep, models, uneven_steps
 
@@ -47,17 +48,19 @@ Outcome = tuple[list[dict[str, float]], Tensors]
 
 
 def train_all(
-    cuts: list[Cut], folders: dict[str, Path], steps: dict[str, list[UnevenStep]], ranks: Ranks
+    cuts: list[Cut], folders: dict[str, Path], steps: dict[str, list[UnevenStep]], ranks: Ranks, device: str = "cpu"
 ) -> dict[str, dict[str, Outcome]]:
     """On every rank: case -> cut -> outcome, on rank 0."""
-    return {
-        name: {str(cut): _train(case.settings(folders, cut.max_tokens), steps[case.kind], cut, ranks) for cut in cuts}
-        for name, case in CASES.items()
-    }
+
+    def outcome(case: Case, cut: Cut) -> Outcome:
+        settings = case.settings(folders, cut.max_tokens)
+        learner = open_learner(settings, torch.device(device), ranks)
+        return _train(learner, settings, steps[case.kind], cut, ranks)
+
+    return {name: {str(cut): outcome(case, cut) for cut in cuts} for name, case in CASES.items()}
 
 
-def _train(settings: RunSettings, steps: list[UnevenStep], cut: Cut, ranks: Ranks) -> Outcome:
-    learner = open_learner(settings, torch.device("cpu"), ranks)
+def _train(learner: Learner, settings: RunSettings, steps: list[UnevenStep], cut: Cut, ranks: Ranks) -> Outcome:
     metrics: list[dict[str, float]] = []
     tensors: Tensors = {}
     for step in steps:
@@ -69,7 +72,7 @@ def _train(settings: RunSettings, steps: list[UnevenStep], cut: Cut, ranks: Rank
 
 def gathered(when: str, state: State) -> Tensors:
     named = {f"{when}: {part}/{name}": tensor for part, tensors in state.items() for name, tensor in tensors.items()}
-    return {name: whole(tensor).clone() for name, tensor in named.items() if "random/" not in name}
+    return {name: whole(tensor).cpu().clone() for name, tensor in named.items() if "random/" not in name}
 
 
 @pytest.fixture(scope="module")
