@@ -4,6 +4,7 @@ import asyncio
 import random
 import time
 from dataclasses import dataclass, field
+from itertools import pairwise
 from multiprocessing.connection import Connection
 
 import httpx
@@ -40,7 +41,7 @@ class Arrivals:
         """Of each request that was under way in that time, the longest time between two tokens, in seconds."""
         found: list[float] = []
         for times in self.streams:
-            across = [later - at for at, later in zip(times, times[1:], strict=False) if at < end and later > begin]
+            across = [later - at for at, later in pairwise(times) if at < end and later > begin]
             found += [max(across)] if across else []
         return found
 
