@@ -33,6 +33,8 @@ class Part:
     """done: tensors of the engine whose hash could not be predicted; -1 for all of them."""
     reason: str = ""
     """failed: why."""
+    files_refused: bool = False
+    """failed: the files of the version are damaged or incomplete; the trainer writes them again, in full."""
     seconds: dict[str, float] = field(default_factory=dict[str, float])
     """done: seconds by phase."""
 

@@ -223,8 +223,26 @@ class Rendezvous:
     port: int
     group_name: str
     backend: str
+    """Of the process group: gloo or nccl; files where there is none, and no host and port either."""
     enrol_until: float
     done_until: float
+
+
+@dataclass(frozen=True, slots=True)
+class WeightFiles:
+    """A version as files. Its manifest holds the rest, and is bound to this by its hash."""
+
+    store: str
+    """Folder of all versions of the run: a path, or a URL that fsspec knows."""
+    folder: str
+    """Name of this version's folder there."""
+    kind: Literal["full", "delta"]
+    manifest: str
+    """Hash of its manifest."""
+    base_version: int | None = None
+    """delta: the version that it changes."""
+    base_checksum: str = ""
+    """delta: the checksum of that one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -240,6 +258,8 @@ class WeightVersion:
     tensor_checksums: dict[str, str]
     """Hash of each tensor as SGLang's weight checker computes it on this device; empty where it cannot be predicted."""
     rendezvous: Rendezvous
+    files: WeightFiles | None = None
+    """None: the buckets are broadcast."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -122,6 +122,16 @@ class EngineCalls:
             body["weight_version"] = str(version)
         await self._post("/update_weights_from_distributed", body, deadline_s)
 
+    async def load_folder(self, folder: str, version: int, deadline_s: float) -> None:
+        """Load a Hugging Face folder and name it; the caches stay. Refused, the engine may hold parts of both."""
+        body = {
+            "model_path": folder,
+            "load_format": "safetensors",
+            "flush_cache": False,
+            "weight_version": str(version),
+        }
+        await self._post("/update_weights_from_disk", body, deadline_s)
+
     async def flush_cache(self) -> None:
         """Forget every cached prefix; refused while requests run."""
         await self._post("/flush_cache", None, SHORT_S)

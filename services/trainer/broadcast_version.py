@@ -37,7 +37,7 @@ class Outcome:
     failed: dict[str, str] = field(default_factory=dict[str, str])
     """Engine -> why it does not have the version."""
     seconds: dict[str, float] = field(default_factory=dict[str, float])
-    """By phase: enrol, connect, broadcast, prove."""
+    """By phase: write, enrol, connect, broadcast, prove."""
 
 
 class Broadcaster:

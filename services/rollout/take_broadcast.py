@@ -1,0 +1,51 @@
+"""One announced version -> its buckets in the engine, received in the process group that the trainer leads."""
+
+import contextlib
+import time
+
+from services.rollout.engine_calls import EngineCalls, EngineRefused
+from shared.enrolment import Part
+from shared.messages import WeightVersion
+
+
+class TakeBroadcast:
+    """See Incoming."""
+
+    def __init__(self, calls: EngineCalls) -> None:
+        self._calls = calls
+
+    async def prepare(self, announced: WeightVersion, part: Part) -> None:
+        """Join the group, unless the engine is in it."""
+        if part.group == self._calls.group:
+            return
+        await self._calls.leave_group()
+        meeting = announced.rendezvous
+        await self._calls.join_group(
+            part.group,
+            (meeting.host, meeting.port),
+            (part.first_rank, part.world_size),
+            meeting.backend,
+            meeting.done_until - time.time(),
+        )
+
+    async def begin(self) -> None:
+        """Open an update."""
+        await self._calls.begin_update()
+
+    async def load(self, announced: WeightVersion, part: Part) -> None:
+        """Receive bucket after bucket; the last one names the version."""
+        until, last = announced.rendezvous.done_until, len(announced.buckets) - 1
+        for number, bucket in enumerate(announced.buckets):
+            named = announced.version if number == last else None
+            await self._calls.receive_bucket(bucket, part.group, named, until - time.time())
+        await self._calls.end_update()
+
+    async def give_up(self, announced: WeightVersion) -> None:
+        """Close what is open."""
+        if announced.rendezvous.backend == "gloo":
+            await self._calls.leave_group()  # its connections close, so that nobody waits for this engine
+        with contextlib.suppress(EngineRefused):
+            await self._calls.end_update()
+
+    def release(self) -> None:
+        """Nothing is held: the group stays for the next version."""
