@@ -102,5 +102,9 @@ async def _train_and_end(serving: Serving, prepared: PreparedRun) -> None:
 
 def _open_publisher(serving: Serving, ledger: StepLedger) -> WeightPublisher:
     weights, host = serving.record.settings.weights, serving.place.deployment.trainer.host
-    deadlines = Deadlines(enrol_s=weights.enrol_deadline_s, update_s=weights.update_deadline_s)
+    deadlines = Deadlines(
+        enrol_s=weights.enrol_deadline_s,
+        update_s=weights.update_deadline_s,
+        max_unavailable=weights.max_unavailable,
+    )
     return WeightPublisher(ledger, host, serving.place.log, weights.bucket_mib, deadlines, serving.await_redis())

@@ -16,9 +16,10 @@ from services.rollout.engine_calls import EngineCalls
 from services.rollout.engine_update import EngineUpdate
 from services.rollout.launch_engine import EngineDied
 from services.rollout.pull_weights import EngineIdentity, WeightPuller
-from shared.enrolment import Part, read_part, write_parts
+from shared.enrolment import AT_WORK, Part, Word, read_part, say, write_parts
 from shared.logs import Log
 from shared.messages import Rendezvous, TensorSpec, WeightVersion
+from shared.runs import announce, present
 from shared.streams import Stream
 from shared.tasks import end
 from shared.topology import WEIGHTS, Keys
@@ -54,6 +55,8 @@ class Server:
 
     async def answer(self, request: httpx.Request) -> httpx.Response:
         path = request.url.path
+        if path == "/health" and path not in self.silent:
+            return httpx.Response(200)
         self.calls.append(path)
         self.bodies.append(json.loads(request.content or b"{}"))
         if path in self.hang:
@@ -95,6 +98,11 @@ class Sidecar:
         await Stream[WeightVersion](self.redis, RUN, WEIGHTS).publish(announced)
 
     async def go(self, version: int, announcement: str, group: str = "", incarnation: str = "life-1") -> None:
+        """Tell the engine to begin, and to take the weights when it is ready."""
+        await say(self.redis, KEYS, version, [NAME], Word(announcement, "send"))
+        await self.begin(version, announcement, group, incarnation)
+
+    async def begin(self, version: int, announcement: str, group: str = "", incarnation: str = "life-1") -> None:
         async def enrolled() -> bool:
             part = await self.part(version)
             return part is not None and part.state == "enrolled" and part.announcement == announcement
@@ -230,7 +238,9 @@ async def test_a_wrong_checksum_keeps_the_engine_paused_and_out_until_it_is_righ
         await sidecar.go(1, "g1")
         failed = await sidecar.reaches(1, "failed")
         assert "1 of 2 tensors differ" in failed.reason
-        assert [part and part.state for part in sidecar.failures] == ["go"], "left before the trainer was told"
+        (before,) = sidecar.failures
+        assert before is not None
+        assert before.state in AT_WORK, "left before the trainer was told"
         assert "/continue_generation" not in server.calls
         assert sidecar.proven == 0
         server.hashes = dict(HASHES)
@@ -263,6 +273,70 @@ async def test_an_engine_that_could_not_join_goes_on_with_the_weights_that_it_ha
         await until(lambda: _true(server.calls[-1] == "/continue_generation"))
         assert not sidecar.update.mixed
         assert len(sidecar.failures) == 1
+
+
+async def test_an_engine_that_is_ready_waits_paused_until_the_trainer_says_that_all_are(start: Start) -> None:
+    async with start() as sidecar:
+        await sidecar.announce(1, "g1")
+        await sidecar.begin(1, "g1")
+        await sidecar.reaches(1, "ready")
+        await say(sidecar.redis, KEYS, 1, [NAME], Word("g1", "wait"))
+        assert sidecar.server.calls == UPDATE[:3]
+        await say(sidecar.redis, KEYS, 1, [NAME], Word("g1", "send"))
+        await sidecar.reaches(1, "done")
+    assert sidecar.server.calls == UPDATE
+
+
+@pytest.mark.parametrize("word", ["over", None])
+async def test_an_engine_whose_weights_will_not_come_goes_on_with_those_that_it_has(
+    start: Start, word: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("services.rollout.update_progress.SILENCE_S", 0.2)
+    monkeypatch.setattr("services.rollout.pull_weights.LEFT_ALONE_S", 0.2)
+    async with start() as sidecar:
+        await sidecar.announce(1, "g1")
+        await sidecar.go(1, "g1")
+        await sidecar.reaches(1, "done")
+        await sidecar.announce(2, "g2")
+        await sidecar.begin(2, "g2")
+        if word:
+            await say(sidecar.redis, KEYS, 2, [NAME], Word("g2", word))
+        failed = await sidecar.reaches(2, "failed")
+        assert sidecar.server.calls[-2:] == ["/end_weight_update", "/continue_generation"]
+        assert ("silent" in failed.reason) == (word is None)
+        assert "pause" in failed.seconds
+        served = sidecar.proven
+        await until(lambda: _true(sidecar.proven > served), 5)
+        await sidecar.announce(1, "back")
+        await until(lambda: _answered(sidecar, "back"), 5)
+        await sidecar.reaches(1, "done")
+    assert not sidecar.update.mixed
+
+
+async def test_an_engine_whose_hashes_are_the_old_ones_after_a_broken_broadcast_generates_again(start: Start) -> None:
+    async with start() as sidecar:
+        await sidecar.announce(1, "g1")
+        await sidecar.go(1, "g1")
+        await sidecar.reaches(1, "done")
+        sidecar.server.refuse["/update_weights_from_distributed"] = 1
+        await sidecar.announce(2, "g2")
+        await sidecar.go(2, "g2")
+        await sidecar.reaches(2, "failed")
+    assert sidecar.server.calls[-3:] == ["/end_weight_update", "/weights_checker", "/continue_generation"]
+    assert not sidecar.update.mixed
+
+
+async def test_a_silent_engine_has_no_part_in_a_version_and_no_sign_of_life_until_it_answers(
+    start: Start, redis: Redis
+) -> None:
+    server = Server(silent={"/health"})
+    await announce(redis, RUN, f"engine-up/{NAME}")
+    async with start(server) as sidecar:
+        await sidecar.announce(1, "g1")
+        await until(lambda: _is_gone(redis), 5)
+        assert await sidecar.part(1) is None
+        server.silent.clear()
+        await sidecar.reaches(1, "enrolled")
 
 
 async def test_an_engine_that_does_not_answer_is_given_up(start: Start) -> None:
@@ -316,6 +390,10 @@ async def test_tensors_without_a_prediction_are_counted_as_unverified(start: Sta
 
 async def _has_pulled(sidecar: Sidecar, times: int) -> bool:
     return sidecar.server.calls.count("/continue_generation") == times
+
+
+async def _is_gone(redis: Redis) -> bool:
+    return not await present(redis, RUN)
 
 
 async def _true(value: bool) -> bool:

@@ -1,6 +1,7 @@
 """An engine as the trainer sees it: answers announcements in Redis and receives the broadcasts, without SGLang."""
 
 import asyncio
+import time
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from typing import Any
@@ -10,7 +11,7 @@ from redis.asyncio import Redis
 from torch import distributed
 
 from services.trainer.weight_buckets import WeightBuckets, checksum
-from shared.enrolment import Part, read_part, write_parts
+from shared.enrolment import Part, listen, read_part, write_parts
 from shared.messages import WeightVersion
 from shared.runs import announce, withdraw
 from shared.streams import Stream
@@ -25,11 +26,16 @@ class ReceivingEngine:
     run: str
     name: str
     behaviour: str = "well"
-    """well; mute: never answers; refuses: says so after `go`, once; freezes: never receives; dies: joins, then goes."""
+    """well; mute: never answers; refuses: says so after `go`, once, and never: every time; freezes: joins, and is never
+    ready; stalls: is ready, and never receives; dies: is ready, then goes."""
     incarnation: str = "a"
     group: str = ""
     received: dict[int, dict[str, torch.Tensor]] = field(default_factory=dict)
     groups_joined: list[str] = field(default_factory=list)
+    at_work: tuple[float, float] = (0, 0)
+    """From when to when it was paused last, in seconds since the epoch."""
+    words: list[str] = field(default_factory=list)
+    """What the trainer told it when it was ready."""
     connection: Any = None
 
     async def live(self) -> None:
@@ -54,14 +60,22 @@ class ReceivingEngine:
         go = await self._wait_for_go(announced)
         if go is None:
             return None
-        if self.behaviour == "refuses":
-            self.connection, self.group, self.behaviour = None, "", "well"
+        if self.behaviour in ("refuses", "never"):
+            self.connection, self.group = None, ""
+            self.behaviour = "well" if self.behaviour == "refuses" else "never"
             return await self._write(announced, replace(part, state="failed", reason="400: no"))
         if go.group != self.group:
             self.connection = await asyncio.to_thread(self._join, announced, go)
             self.group = go.group
             self.groups_joined.append(go.group)
         if self.behaviour == "freezes":
+            await asyncio.sleep(3600)
+        paused = time.time()
+        await self._write(announced, replace(part, state="ready", group=self.group))
+        if not await self._is_cleared(announced):
+            self.connection, self.group = None, ""
+            return await self._write(announced, replace(part, state="failed", reason="not cleared"))
+        if self.behaviour == "stalls":
             await asyncio.sleep(3600)
         if self.behaviour == "dies":
             self.connection.abort()
@@ -73,6 +87,7 @@ class ReceivingEngine:
             self.group = ""
             return await self._write(announced, replace(part, state="failed", reason=f"broken: {error}"))
         self.received[announced.version] = buckets.tensors
+        self.at_work = (paused, time.time())
         await self._write(announced, replace(part, state="done", checksum=checksum(buckets.tensors)))
 
     async def _wait_for_go(self, announced: WeightVersion) -> Part | None:
@@ -83,6 +98,14 @@ class ReceivingEngine:
                 return part
             await asyncio.sleep(0.002)
         return None
+
+    async def _is_cleared(self, announced: WeightVersion) -> bool:
+        while True:
+            word = await listen(self.redis, Keys(self.run), announced.version, self.name)
+            if word is not None and word.announcement == announced.rendezvous.group_name and word.word != "wait":
+                self.words.append(word.word)
+                return word.word == "send"
+            await asyncio.sleep(0.002)
 
     def _join(self, announced: WeightVersion, go: Part) -> Any:
         meeting = announced.rendezvous
