@@ -1,12 +1,7 @@
 """The puller between a real Redis and an SGLang server whose answers the test writes."""
 
 import asyncio
-import contextlib
-import json
-import time
-from collections.abc import AsyncIterator, Callable
-from dataclasses import dataclass, field
-from typing import Any
+from functools import partial
 
 import httpx
 import pytest
@@ -16,132 +11,26 @@ from services.rollout.engine_calls import EngineCalls
 from services.rollout.engine_update import EngineUpdate
 from services.rollout.launch_engine import EngineDied
 from services.rollout.pull_weights import EngineIdentity, WeightPuller
-from shared.enrolment import AT_WORK, Part, Word, read_part, say, write_parts
+from shared.enrolment import AT_WORK
 from shared.logs import Log
-from shared.messages import Rendezvous, TensorSpec, WeightVersion
-from shared.runs import announce, present
-from shared.streams import Stream
-from shared.tasks import end
-from shared.topology import WEIGHTS, Keys
 from tests.conftest import until
-
-RUN, NAME = "r1", "engine-a"
-KEYS = Keys(RUN)
-HASHES = {"model.norm.weight": "aa", "lm_head.weight": "bb"}
-UPDATE = [
-    "/init_weights_update_group",
-    "/pause_generation",
-    "/begin_weight_update",
-    "/update_weights_from_distributed",
-    "/update_weights_from_distributed",
-    "/end_weight_update",
-    "/flush_cache",
-    "/weights_checker",
-    "/continue_generation",
-]
-
-
-@dataclass
-class Server:
-    """Answers as SGLang does; `refuse` maps a path to how many times it answers 400."""
-
-    refuse: dict[str, int] = field(default_factory=dict)
-    silent: set[str] = field(default_factory=set)
-    hang: set[str] = field(default_factory=set)
-    """Silent once."""
-    hashes: dict[str, str] = field(default_factory=lambda: dict(HASHES))
-    calls: list[str] = field(default_factory=list)
-    bodies: list[dict[str, Any]] = field(default_factory=list)
-
-    async def answer(self, request: httpx.Request) -> httpx.Response:
-        path = request.url.path
-        if path == "/health" and path not in self.silent:
-            return httpx.Response(200)
-        self.calls.append(path)
-        self.bodies.append(json.loads(request.content or b"{}"))
-        if path in self.hang:
-            self.hang.discard(path)
-            raise httpx.ReadTimeout("nothing came")
-        if path in self.silent:
-            raise httpx.ReadTimeout("nothing came")
-        if self.refuse.get(path, 0) > 0:
-            self.refuse[path] -= 1
-            return httpx.Response(400, json={"success": False, "message": "no"})
-        return httpx.Response(200, json={"success": True, "ranks": [{"checksums": self.hashes}]})
-
-
-@dataclass
-class Sidecar:
-    redis: Redis
-    server: Server
-    puller: WeightPuller
-    update: EngineUpdate
-    proven: int = 0
-    failures: list[Part | None] = field(default_factory=list)
-
-    def on_proven(self) -> None:
-        self.proven += 1
-
-    async def on_failed(self) -> None:
-        self.failures.append(await read_part(self.redis, KEYS, 1, NAME))
-
-    async def part(self, version: int) -> Part | None:
-        return await read_part(self.redis, KEYS, version, NAME)
-
-    async def announce(
-        self, version: int, group: str, hashes: dict[str, str] | None = None, checksum: str = ""
-    ) -> None:
-        now = time.time()
-        buckets = [[TensorSpec("model.norm.weight", "float32", [4])], [TensorSpec("lm_head.weight", "float32", [4, 4])]]
-        meeting = Rendezvous("127.0.0.1", 1, group, "gloo", now + 5, now + 10)
-        announced = WeightVersion(version, version, buckets, checksum or f"sum-{version}", hashes or HASHES, meeting)
-        await Stream[WeightVersion](self.redis, RUN, WEIGHTS).publish(announced)
-
-    async def go(self, version: int, announcement: str, group: str = "", incarnation: str = "life-1") -> None:
-        """Tell the engine to begin, and to take the weights when it is ready."""
-        await say(self.redis, KEYS, version, [NAME], Word(announcement, "send"))
-        await self.begin(version, announcement, group, incarnation)
-
-    async def begin(self, version: int, announcement: str, group: str = "", incarnation: str = "life-1") -> None:
-        async def enrolled() -> bool:
-            part = await self.part(version)
-            return part is not None and part.state == "enrolled" and part.announcement == announcement
-
-        await until(enrolled, 5)
-        go = Part("go", announcement, incarnation, 1, group or announcement, 1, 2)
-        await write_parts(self.redis, KEYS, version, {NAME: go})
-
-    async def reaches(self, version: int, state: str) -> Part:
-        async def reached() -> bool:
-            part = await self.part(version)
-            return part is not None and part.state == state
-
-        await until(reached, 5)
-        part = await self.part(version)
-        assert part is not None
-        return part
-
-
-Start = Callable[..., contextlib.AbstractAsyncContextManager[Sidecar]]
+from tests.services.rollout.scripted_server import (
+    HASHES,
+    NAME,
+    RUN,
+    UPDATE,
+    Server,
+    Sidecar,
+    Start,
+    answered,
+    following,
+    true,
+)
 
 
 @pytest.fixture
 def start(redis: Redis) -> Start:
-    @contextlib.asynccontextmanager
-    async def following(server: Server | None = None, mode: str = "retract") -> AsyncIterator[Sidecar]:
-        server = server or Server()
-        calls = EngineCalls("http://engine", httpx.MockTransport(server.answer))
-        update = EngineUpdate(calls, mode, "cpu")
-        puller = WeightPuller(redis, RUN, EngineIdentity(NAME, "life-1", 1), update, Log("engine"))
-        sidecar = Sidecar(redis, server, puller, update)
-        task = asyncio.create_task(puller.follow(sidecar.on_proven, sidecar.on_failed))
-        try:
-            yield sidecar
-        finally:
-            await end(task)
-            await calls.close()
-
-    return following
+    return partial(following, redis)
 
 
 async def test_a_version_is_loaded_in_order_while_generation_is_paused_and_then_reported(start: Start) -> None:
@@ -149,7 +38,7 @@ async def test_a_version_is_loaded_in_order_while_generation_is_paused_and_then_
         await sidecar.announce(1, "g1")
         await sidecar.go(1, "g1")
         done = await sidecar.reaches(1, "done")
-        await until(lambda: _true(sidecar.proven > 0))
+        await until(lambda: true(sidecar.proven > 0))
     assert sidecar.server.calls == UPDATE
     versions = [body.get("weight_version") for body in sidecar.server.bodies if "names" in body]
     assert versions == [None, "1"]
@@ -168,7 +57,7 @@ async def test_the_group_is_joined_once_and_left_before_another_one_is_joined(st
     assert calls.index("/destroy_weights_update_group") == 2 * len(UPDATE) - 1
 
 
-async def test_only_the_newest_of_several_announcements_is_answered(start: Start, redis: Redis) -> None:
+async def test_only_the_newest_of_several_announcements_isanswered(start: Start, redis: Redis) -> None:
     writer = Sidecar(redis, Server(), None, None)  # type: ignore[arg-type]
     await writer.announce(1, "g1")
     await writer.announce(2, "g2")
@@ -183,7 +72,7 @@ async def test_an_engine_that_has_the_version_says_so_and_is_not_touched(start: 
         await sidecar.go(1, "g1")
         await sidecar.reaches(1, "done")
         await sidecar.announce(1, "again")
-        await until(lambda: _answered(sidecar, "again"))
+        await until(lambda: answered(sidecar, "again"))
         assert (await sidecar.reaches(1, "done")).checksum == "sum-1"
     assert sidecar.server.calls == UPDATE
 
@@ -270,73 +159,9 @@ async def test_an_engine_that_could_not_join_goes_on_with_the_weights_that_it_ha
         await sidecar.announce(1, "g1")
         await sidecar.go(1, "g1")
         await sidecar.reaches(1, "failed")
-        await until(lambda: _true(server.calls[-1] == "/continue_generation"))
+        await until(lambda: true(server.calls[-1] == "/continue_generation"))
         assert not sidecar.update.mixed
         assert len(sidecar.failures) == 1
-
-
-async def test_an_engine_that_is_ready_waits_paused_until_the_trainer_says_that_all_are(start: Start) -> None:
-    async with start() as sidecar:
-        await sidecar.announce(1, "g1")
-        await sidecar.begin(1, "g1")
-        await sidecar.reaches(1, "ready")
-        await say(sidecar.redis, KEYS, 1, [NAME], Word("g1", "wait"))
-        assert sidecar.server.calls == UPDATE[:3]
-        await say(sidecar.redis, KEYS, 1, [NAME], Word("g1", "send"))
-        await sidecar.reaches(1, "done")
-    assert sidecar.server.calls == UPDATE
-
-
-@pytest.mark.parametrize("word", ["over", None])
-async def test_an_engine_whose_weights_will_not_come_goes_on_with_those_that_it_has(
-    start: Start, word: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("services.rollout.update_progress.SILENCE_S", 0.2)
-    monkeypatch.setattr("services.rollout.pull_weights.LEFT_ALONE_S", 0.2)
-    async with start() as sidecar:
-        await sidecar.announce(1, "g1")
-        await sidecar.go(1, "g1")
-        await sidecar.reaches(1, "done")
-        await sidecar.announce(2, "g2")
-        await sidecar.begin(2, "g2")
-        if word:
-            await say(sidecar.redis, KEYS, 2, [NAME], Word("g2", word))
-        failed = await sidecar.reaches(2, "failed")
-        assert sidecar.server.calls[-2:] == ["/end_weight_update", "/continue_generation"]
-        assert ("silent" in failed.reason) == (word is None)
-        assert "pause" in failed.seconds
-        served = sidecar.proven
-        await until(lambda: _true(sidecar.proven > served), 5)
-        await sidecar.announce(1, "back")
-        await until(lambda: _answered(sidecar, "back"), 5)
-        await sidecar.reaches(1, "done")
-    assert not sidecar.update.mixed
-
-
-async def test_an_engine_whose_hashes_are_the_old_ones_after_a_broken_broadcast_generates_again(start: Start) -> None:
-    async with start() as sidecar:
-        await sidecar.announce(1, "g1")
-        await sidecar.go(1, "g1")
-        await sidecar.reaches(1, "done")
-        sidecar.server.refuse["/update_weights_from_distributed"] = 1
-        await sidecar.announce(2, "g2")
-        await sidecar.go(2, "g2")
-        await sidecar.reaches(2, "failed")
-    assert sidecar.server.calls[-3:] == ["/end_weight_update", "/weights_checker", "/continue_generation"]
-    assert not sidecar.update.mixed
-
-
-async def test_a_silent_engine_has_no_part_in_a_version_and_no_sign_of_life_until_it_answers(
-    start: Start, redis: Redis
-) -> None:
-    server = Server(silent={"/health"})
-    await announce(redis, RUN, f"engine-up/{NAME}")
-    async with start(server) as sidecar:
-        await sidecar.announce(1, "g1")
-        await until(lambda: _is_gone(redis), 5)
-        assert await sidecar.part(1) is None
-        server.silent.clear()
-        await sidecar.reaches(1, "enrolled")
 
 
 async def test_an_engine_that_does_not_answer_is_given_up(start: Start) -> None:
@@ -390,16 +215,3 @@ async def test_tensors_without_a_prediction_are_counted_as_unverified(start: Sta
 
 async def _has_pulled(sidecar: Sidecar, times: int) -> bool:
     return sidecar.server.calls.count("/continue_generation") == times
-
-
-async def _is_gone(redis: Redis) -> bool:
-    return not await present(redis, RUN)
-
-
-async def _true(value: bool) -> bool:
-    return value
-
-
-async def _answered(sidecar: Sidecar, announcement: str) -> bool:
-    part = await sidecar.part(1)
-    return part is not None and part.announcement == announcement
