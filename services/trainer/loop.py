@@ -1,5 +1,6 @@
 """Scored groups -> optimizer steps, commits, weight versions and checkpoints, until all steps are done or a stop."""
 
+import asyncio
 import math
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
@@ -23,7 +24,9 @@ from shared.await_redis import AwaitRedis
 from shared.errors import RunRejected
 from shared.logs import Log
 from shared.messages import Rollout, StepIntent
+from shared.tasks import end
 
+POLL_S = 0.5
 STOP_GRACE_S = 10.0
 """Seconds that a publication in flight gets when the run is to stop; it may be waiting for an engine to come up."""
 
@@ -99,7 +102,7 @@ class TrainingLoop:
             await self._keep(step)
         done = self.progress.step
         if done == self.steps:
-            await self.versions.settle()
+            await self._settle()
         else:
             await self.versions.close(STOP_GRACE_S)
         if self.progress.saved < done:
@@ -108,6 +111,17 @@ class TrainingLoop:
         await self._let_go()
         await self.redis(self.retention.archive_rest)
         return done
+
+    async def _settle(self) -> None:
+        """Wait until the last version is published; no longer than STOP_GRACE_S once the run is to stop."""
+        settling = asyncio.create_task(self.versions.settle())
+        try:
+            while not (await asyncio.wait([settling], timeout=POLL_S))[0]:
+                if await self.is_stopping():
+                    return await self.versions.close(STOP_GRACE_S)
+            await settling
+        finally:
+            await end(settling)
 
     async def _next_intent(self, step: int) -> StepIntent | None:
         """The next step's groups, recorded and acknowledged; None if the run is to stop."""

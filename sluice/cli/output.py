@@ -43,7 +43,10 @@ def print_error(message: str) -> None:
 def table(
     columns: Iterable[str], rows: Iterable[Iterable[Any]], title: str | None = None, fixed: Iterable[str] = ()
 ) -> Table:
-    """A plain table; numbers are written to four places and set to the right. Columns of `fixed` are never folded."""
+    """A plain table; numbers are written to four places and set to the right, Text keeps its colour.
+
+    Columns of `fixed` are never folded.
+    """
     whole = set(fixed)
     view = Table(title=title, box=None, header_style="bold", pad_edge=False, title_justify="left")
     body = [list(row) for row in rows]
@@ -51,7 +54,7 @@ def table(
         numeric = bool(body) and all(isinstance(row[index], int | float | None) for row in body)
         view.add_column(column, justify="right" if numeric else "left", overflow="fold", no_wrap=column in whole)
     for row in body:
-        view.add_row(*(Text(_cell(value)) for value in row))
+        view.add_row(*(value if isinstance(value, Text) else Text(_cell(value)) for value in row))
     return view
 
 

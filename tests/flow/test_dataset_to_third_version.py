@@ -67,6 +67,15 @@ def finished(stack: Stack, tmp_path_factory: pytest.TempPathFactory) -> Run:
 
 
 @pytest.fixture(scope="module")
+def evaluated(stack: Stack, finished: Run) -> Run:
+    """The model that the run above began with, evaluated by the engine that served it."""
+    with remote_reward() as url:
+        tree = {**run_tree(stack, "evaluated", type="remote", url=url), "trainer": {"steps": 0}, "data": {}}
+        stack.client.start_run(tree)
+        return until_ended(stack.client, "evaluated")
+
+
+@pytest.fixture(scope="module")
 def answer_while_running(stack: Stack, finished: Run) -> dict[str, Any]:
     """What /generate answers while a run is served."""
     stack.client.start_run({**run_tree(stack, "serving", type="contains"), "eval": {}})
@@ -141,9 +150,42 @@ def test_the_export_is_a_model_folder_and_differs_from_the_start(stack: Stack, f
     assert weights != before
 
 
+def test_a_run_of_0_steps_answers_and_scores_as_version_0_did(stack: Stack, finished: Run, evaluated: Run) -> None:
+    assert (evaluated.state, evaluated.reason, evaluated.weight_version) == ("finished", "", 0)
+    (found,), before = evaluated.evaluations, next(e for e in finished.evaluations if e.version == 0)
+    assert found == before
+
+    def answers(run: str) -> dict[int, tuple[str, float | None]]:
+        samples = stack.client.samples(run, 500, evaluations=True)
+        return {s.row: (s.text, s.reward) for s in samples if s.weight_versions[0][0] == 0}
+
+    assert len(answers(RUN)) == 6
+    assert answers(RUN) == answers("evaluated")
+
+
+def test_a_run_of_0_steps_trains_nothing_and_balances(stack: Stack, evaluated: Run) -> None:
+    ledger = stack.client.ledger("evaluated", verify=True)
+    assert (ledger.balanced, ledger.problems, ledger.step) == (True, [], 0)
+    assert (ledger.groups.evaluated, ledger.groups.trained, ledger.groups.released) == (6, 0, 6)
+    assert not (stack.home / "runs" / "evaluated" / "export").exists()
+
+
 def test_the_gateway_forwards_generation_to_the_engine(answer_while_running: dict[str, Any]) -> None:
     assert answer_while_running["meta_info"]["weight_version"] in ("0", "1", "2", "3")
     assert 1 <= len(answer_while_running["output_ids"]) <= 4
+
+
+def test_a_run_whose_engine_is_its_teacher_finds_no_difference_from_it(stack: Stack, finished: Run) -> None:
+    tree = run_tree(stack, "taught", type="contains")
+    tree["trainer"] |= {"steps": 2, "distillation": {"url": stack.engine_url, "coef": 1.0}}
+    stack.client.start_run({**tree, "eval": {}})
+    run = until_ended(stack.client, "taught")
+    assert (run.state, run.reason) == ("finished", "")
+    # max_staleness is 0: while attempts are scored, the engine still serves the version that sampled them
+    differences = [step.metrics["teacher_kl"] for step in stack.client.steps("taught")]
+    assert len(differences) == 2
+    assert all(abs(difference) < 1e-4 for difference in differences)
+    assert stack.client.ledger("taught", verify=True).problems == []
 
 
 @pytest.mark.parametrize(

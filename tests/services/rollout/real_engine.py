@@ -16,8 +16,8 @@ import psutil
 from redis.asyncio import Redis
 
 from services.rollout.engine_arguments import plan_engine
-from services.rollout.event_lines import event_lines
 from services.rollout.launch_engine import EngineProcess
+from shared.event_lines import event_lines_async
 from shared.redis_connection import connect
 from shared.run_settings import EngineSettings, ModelSettings, RunSettings
 from shared.runs import RunRecord, Runs
@@ -121,7 +121,7 @@ class RealEngine:
             http.stream("POST", f"{self.router_url}/generate", json=body) as answer,
         ):
             assert answer.status_code == 200
-            async for line in event_lines(answer.aiter_bytes()):
+            async for line in event_lines_async(answer.aiter_bytes()):
                 if line.startswith("data: {"):
                     started.set()
                     last = json.loads(line.removeprefix("data: "))
