@@ -11,7 +11,7 @@ from redis.asyncio import Redis
 from torch import distributed
 
 from services.trainer.weight_buckets import WeightBuckets, checksum
-from shared.enrolment import Part, listen, read_part, write_parts
+from shared.enrolment import Part, Word, listen, read_part, write_parts
 from shared.messages import WeightVersion
 from shared.runs import announce, withdraw
 from shared.streams import Stream
@@ -27,14 +27,14 @@ class ReceivingEngine:
     name: str
     behaviour: str = "well"
     """well; mute: never answers; refuses: says so after `go`, once, and never: every time; freezes: joins, and is never
-    ready; stalls: is ready, and never receives; dies: is ready, then goes."""
+    ready; stalls: is ready, and never receives; dies: is ready, then goes; drains: takes a second until it is ready."""
     incarnation: str = "a"
     group: str = ""
     received: dict[int, dict[str, torch.Tensor]] = field(default_factory=dict)
     groups_joined: list[str] = field(default_factory=list)
     at_work: tuple[float, float] = (0, 0)
     """From when to when it was paused last, in seconds since the epoch."""
-    words: list[str] = field(default_factory=list)
+    words: list[Word] = field(default_factory=list)
     """What the trainer told it when it was ready."""
     connection: Any = None
 
@@ -68,13 +68,20 @@ class ReceivingEngine:
             self.connection = await asyncio.to_thread(self._join, announced, go)
             self.group = go.group
             self.groups_joined.append(go.group)
+        await self._write(announced, await self._receive_when_cleared(announced, part))
+
+    async def _receive_when_cleared(self, announced: WeightVersion, part: Part) -> Part:
+        """From its place in the group to the end of its part."""
         if self.behaviour == "freezes":
             await asyncio.sleep(3600)
+        if self.behaviour == "drains":
+            await self._write(announced, replace(part, state="draining", group=self.group))
+            await asyncio.sleep(1)
         paused = time.time()
         await self._write(announced, replace(part, state="ready", group=self.group))
         if not await self._is_cleared(announced):
             self.connection, self.group = None, ""
-            return await self._write(announced, replace(part, state="failed", reason="not cleared"))
+            return replace(part, state="failed", reason="not cleared")
         if self.behaviour == "stalls":
             await asyncio.sleep(3600)
         if self.behaviour == "dies":
@@ -85,10 +92,10 @@ class ReceivingEngine:
             await asyncio.to_thread(self._receive, buckets)
         except RuntimeError as error:
             self.group = ""
-            return await self._write(announced, replace(part, state="failed", reason=f"broken: {error}"))
+            return replace(part, state="failed", reason=f"broken: {error}")
         self.received[announced.version] = buckets.tensors
         self.at_work = (paused, time.time())
-        await self._write(announced, replace(part, state="done", checksum=checksum(buckets.tensors)))
+        return replace(part, state="done", checksum=checksum(buckets.tensors))
 
     async def _wait_for_go(self, announced: WeightVersion) -> Part | None:
         stream = Stream[WeightVersion](self.redis, self.run, WEIGHTS)
@@ -102,9 +109,11 @@ class ReceivingEngine:
     async def _is_cleared(self, announced: WeightVersion) -> bool:
         while True:
             word = await listen(self.redis, Keys(self.run), announced.version, self.name)
-            if word is not None and word.announcement == announced.rendezvous.group_name and word.word != "wait":
-                self.words.append(word.word)
-                return word.word == "send"
+            if word is not None and word.announcement == announced.rendezvous.group_name:
+                if word not in self.words:
+                    self.words.append(word)
+                if word.word != "wait":
+                    return word.word == "send"
             await asyncio.sleep(0.002)
 
     def _join(self, announced: WeightVersion, go: Part) -> Any:
