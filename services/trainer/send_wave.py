@@ -94,10 +94,13 @@ class WaveSender:
                 abort(group)
             await asyncio.sleep(POLL_S)
         if sending is not None:
-            await self._end(sending, group, offer)
+            await self._end(sending, group, offer, len(parts) < len(names) or _is_broken(parts, sending))
         return parts
 
-    async def _end(self, sending: "asyncio.Future[float]", group: Communicator, offer: Offer) -> None:
+    async def _end(self, sending: "asyncio.Future[float]", group: Communicator, offer: Offer, broken: bool) -> None:
+        """End the broadcast; engines that have everything may say so before it returns here."""
+        if not broken:
+            await asyncio.wait([sending], timeout=GRACE_S)
         if not sending.done():
             abort(group)
             await asyncio.wait([sending], timeout=GRACE_S)
