@@ -1,5 +1,6 @@
 """A server of somebody else, as the sidecar sees it: what fits a run, and when it is another one."""
 
+import asyncio
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -7,13 +8,22 @@ from typing import Any
 
 import httpx
 import pytest
+from redis.asyncio import Redis
 
-from services.rollout.attach_engine import AttachedEngine
+from services.rollout.attach_engine import Attached, AttachedEngine
 from services.rollout.check_attached import EngineAway, EngineUnfit, ServerFacts, check_attached
 from services.rollout.engine_calls import EngineCalls
 from services.rollout.launch_engine import EngineDied
-from shared.messages import TensorSpec
-from shared.run_settings import EngineSettings, ModelSettings
+from shared.deployment import Deployment
+from shared.errors import RunRejected
+from shared.logs import Log
+from shared.messages import Event, TensorSpec
+from shared.run_settings import EngineSettings, ModelSettings, RunSettings
+from shared.runs import RunRecord, State
+from shared.service import Place, Serving
+from shared.streams import Stream
+from shared.topology import EVENTS
+from tests.conftest import until
 
 URL = "http://engine"
 SERVER = {
@@ -142,3 +152,50 @@ async def test_a_server_that_is_gone_or_silent_has_come_to_the_end_of_its_life(
     server.gone = failure
     with pytest.raises(EngineDied, match=sentence):
         await engine.watch()
+
+
+def serving(redis: Redis, model: ModelSettings, state: State) -> Serving:
+    tree = {
+        "name": "r1",
+        "model": model.model_dump(),
+        "data": {"datasets": [{"name": "sums"}]},
+        "trainer": {"steps": 1},
+    }
+    record = RunRecord("r1", RunSettings.model_validate(tree), state, "", 0, None, None)
+    return Serving(Place(Deployment(), redis, Log("engine"), "engine-a"), record, lambda: None)
+
+
+@pytest.fixture
+def unfit(monkeypatch: pytest.MonkeyPatch) -> Server:
+    server = Server(server={**SERVER, "dp_size": 2})
+    monkeypatch.setattr("services.rollout.attach_engine.EngineCalls", lambda *_, **__: server.calls())
+    monkeypatch.setattr("services.rollout.attach_engine.FIRST_PAUSE_S", 0.01)
+    return server
+
+
+async def test_a_server_that_does_not_fit_fails_a_run_that_starts(
+    redis: Redis, model: ModelSettings, unfit: Server
+) -> None:
+    with pytest.raises(RunRejected, match="start it with --dp-size 1"):
+        await Attached(serving(redis, model, "starting"), URL).start()
+
+
+async def test_a_run_that_runs_waits_until_the_server_fits_again_and_says_once_why(
+    redis: Redis, model: ModelSettings, unfit: Server
+) -> None:
+    events, lives = Stream[Event](redis, "r1", EVENTS), Attached(serving(redis, model, "running"), URL)
+    starting = asyncio.create_task(lives.start())
+    unfit.gone = httpx.ConnectError
+    await until(lambda: _has(events, 1), 5)
+    unfit.gone = None
+    await until(lambda: _has(events, 2), 5)
+    unfit.server = dict(SERVER)
+    first = await asyncio.wait_for(starting, 5)
+    told = [event for _, event in await events.read()]
+    assert [event.event for event in told] == ["engine_awaited"] * 2
+    assert ["does not answer" in told[0].detail["reason"], "--dp-size 1" in told[1].detail["reason"]] == [True, True]
+    assert (await lives.start()).incarnation != first.incarnation
+
+
+async def _has(events: Stream[Event], count: int) -> bool:
+    return len(await events.read()) >= count
