@@ -9,7 +9,7 @@ from multiprocessing.connection import Connection
 
 import httpx
 
-from services.rollout.event_lines import event_lines
+from shared.event_lines import event_lines
 
 DEADLINE_S = 120.0
 

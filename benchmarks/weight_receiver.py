@@ -24,6 +24,7 @@ from shared.tasks import end
 
 NAME = "receiver"
 NO_EFFECT = (
+    "/health",
     "/pause_generation",
     "/continue_generation",
     "/begin_weight_update",

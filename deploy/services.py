@@ -56,14 +56,14 @@ def services_of(deployment: Deployment) -> list[Service]:
         _reward(deployment, needs),
         _rollout(deployment, needs),
         _trainer(deployment, needs),
-        *(_engine(deployment, needs, index) for index in range(deployment.engine.count)),
+        *(_engine(deployment, needs, index) for index in range(deployment.engine.sidecars)),
     ]
 
 
 def ports_of(deployment: Deployment) -> dict[str, tuple[PortUse, ...]]:
     """The ports of each service, by its name. Unlike `services_of` it writes no file."""
     gateway, router, health, engine = deployment.gateway, deployment.router, deployment.health, deployment.engine
-    ports = {
+    ports: dict[str, tuple[PortUse, ...]] = {
         "gateway": (PortUse("gateway.port", gateway.host, gateway.port),),
         "router": (
             PortUse("router.port", router.host, router.port),
@@ -73,11 +73,9 @@ def ports_of(deployment: Deployment) -> dict[str, tuple[PortUse, ...]]:
         "rollout": (PortUse("health.rollout_port", health.host, health.rollout_port),),
         "reward": (PortUse("health.reward_port", health.host, health.reward_port),),
     }
-    for index in range(deployment.engine.count):
-        ports[f"engine-{index}"] = (
-            PortUse("health.engine_port", health.host, health.engine_port + index),
-            PortUse("engine.port", engine.host, engine.port + index),
-        )
+    for index in range(engine.sidecars):
+        own = [PortUse("engine.port", engine.host, engine.port + index)] if index < engine.count else []
+        ports[f"engine-{index}"] = (PortUse("health.engine_port", health.host, health.engine_port + index), *own)
     if not deployment.redis.url:
         ports["redis"] = (PortUse("redis.port", "127.0.0.1", deployment.redis.port),)
     return ports

@@ -77,7 +77,10 @@ class EngineSettings(Settings):
     """The engine sidecars of this node."""
 
     count: Annotated[int, Field(ge=0)] = 1
-    """Engines on this node, each with a sidecar."""
+    """Engines on this node, each with a sidecar that launches it."""
+    urls: list[Annotated[str, Field(pattern=r"^https?://[^/?#]+$")]] = []
+    """Addresses of SGLang servers that somebody else starts and restarts, such as `http://gpu-7:30000`; each gets a
+    sidecar on this node, numbered after those of `count`."""
     host: str = "127.0.0.1"
     """Address that engines bind to and that router and trainer reach them by."""
     port: Port = 8310
@@ -85,6 +88,11 @@ class EngineSettings(Settings):
     command: list[str] = []
     """What starts an engine, such as numactl and its options before `python -m services.rollout.engine_server`; the
     sidecar appends its process id and the ServerArgs as JSON. Empty: that module alone."""
+
+    @property
+    def sidecars(self) -> int:
+        """Engines that this node looks after."""
+        return self.count + len(self.urls)
 
 
 class TrainerSettings(Settings):

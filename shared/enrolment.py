@@ -1,5 +1,6 @@
 """What each engine and the trainer tell each other about one weight version: enrolled -> go -> done or failed."""
 
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from typing import Any, Literal, cast
 
@@ -11,12 +12,28 @@ from shared.topology import Keys
 KEPT_S = 3600
 """Seconds after the last word about a version at which its parts are forgotten."""
 
+State = Literal["enrolled", "go", "preparing", "draining", "pausing", "ready", "loading", "proving", "done", "failed"]
+"""What an engine does with a version; the trainer writes `go`, the engine all others, in this order.
+
+enrolled: it answered the announcement, serves its old version, and waits for its turn.
+go: it is its turn.
+preparing: it joins the process group, or fetches the files; it still serves.
+draining: it takes no new requests until those in flight have ended (update mode drain).
+pausing: its requests are being stopped.
+ready: it is paused, and waits until all engines of its group are.
+loading: the weights come in.
+proving: its hashes are compared with the trainer's.
+done: it holds the version, and serves it. failed: `reason` says why not.
+"""
+AT_WORK: frozenset[State] = frozenset(("go", "preparing", "draining", "pausing", "ready", "loading", "proving"))
+"""Told to take the version, and not at the end of it."""
+
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """The part of one engine in one version. The engine writes `enrolled`, the trainer `go`, the engine the end."""
+    """The part of one engine in one version."""
 
-    state: Literal["enrolled", "go", "done", "failed"]
+    state: State
     announcement: str
     """The announcement that this answers: the group name of its rendezvous."""
     incarnation: str
@@ -36,10 +53,23 @@ class Part:
     files_refused: bool = False
     """failed: the files of the version are damaged or incomplete; the trainer writes them again, in full."""
     seconds: dict[str, float] = field(default_factory=dict[str, float])
-    """done: seconds by phase."""
+    """done, failed: seconds by phase."""
+    since: float = 0
+    """When the state was entered, in seconds since the epoch; 0 for `go`."""
+
+
+@dataclass(frozen=True, slots=True)
+class Word:
+    """What the trainer tells an engine that is ready: to wait for others, to take the weights, or that none come."""
+
+    announcement: str
+    word: Literal["wait", "send", "over"]
+    beat: int = 0
+    """wait: counts up once a second; one that stands still is the last sign of a trainer that is gone."""
 
 
 _PART: TypeAdapter[Part] = TypeAdapter(Part)
+_WORD: TypeAdapter[Word] = TypeAdapter(Word)
 
 
 async def write_parts(redis: Redis, keys: Keys, version: int, parts: dict[str, Part]) -> None:
@@ -62,3 +92,19 @@ async def read_parts(redis: Redis, keys: Keys, version: int) -> dict[str, Part]:
     """What was last written about every engine."""
     raw = cast(dict[bytes, bytes], await redis.hgetall(keys.enrolled(version)))
     return {engine.decode(): _PART.validate_json(part) for engine, part in raw.items()}
+
+
+async def say(redis: Redis, keys: Keys, version: int, engines: Collection[str], word: Word) -> None:
+    """Tell several engines the same, all at once."""
+    key = keys.words(version)
+    mapping: dict[Any, Any] = dict.fromkeys(engines, _WORD.dump_json(word))
+    async with redis.pipeline(transaction=True) as pipe:
+        pipe.hset(key, mapping=mapping)
+        pipe.expire(key, KEPT_S)
+        await pipe.execute()
+
+
+async def listen(redis: Redis, keys: Keys, version: int, engine: str) -> Word | None:
+    """What the trainer told one engine last."""
+    raw = cast(bytes | None, await redis.hget(keys.words(version), engine))
+    return _WORD.validate_json(raw) if raw else None

@@ -159,7 +159,9 @@ class WeightSettings(Settings):
     enrol_deadline_s: Seconds = 30
     """Seconds that engines have to enrol for a version; who is late joins the next one."""
     update_deadline_s: Seconds = 120
-    """Seconds from the start of the broadcast until every enrolled engine has proven the version."""
+    """Seconds after those in which all enrolled engines have to prove the version, wave after wave."""
+    max_unavailable: Annotated[int, Field(ge=0)] = 0
+    """Engines that are paused for a version at the same time, while the others serve the one before; 0 for all."""
 
 
 class EvalSettings(Settings):

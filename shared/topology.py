@@ -144,6 +144,10 @@ class Keys:
         """Hash: engine -> JSON of its part in the rendezvous of this version."""
         return f"{{{self.run}}}:enrolled:{version}"
 
+    def words(self, version: int) -> str:
+        """Hash: engine -> JSON of what the trainer told it while it waited, paused, for the bytes of this version."""
+        return f"{{{self.run}}}:words:{version}"
+
     def evaluation(self, version: int) -> str:
         """Hash: the tally of the evaluation of this version, `<dataset>|groups`, `|done`, `|reward`, ..."""
         return f"{{{self.run}}}:evaluation:{version}"

@@ -34,18 +34,26 @@ class EngineSilent(EngineError):
 class EngineCalls:
     """One server, by its address."""
 
-    def __init__(self, url: str, transport: httpx.AsyncBaseTransport | None = None) -> None:
+    def __init__(self, url: str, transport: httpx.AsyncBaseTransport | None = None, health: str = "/health") -> None:
+        """`health` answers at once while the server is up, paused or not. `/health` does where we launched it."""
         limits = httpx.Limits(keepalive_expiry=IDLE_S)
         self._http = httpx.AsyncClient(base_url=url, trust_env=False, limits=limits, transport=transport)
+        self._health = health
         self.group = ""
         """The process group that the server is in."""
+        self.version: str | None = None
+        """What its weights were named last; None before, and while that changes."""
 
     async def healthy(self) -> bool:
         """True if the server answers that it is up; paused counts as up."""
         try:
-            return (await self._http.get("/health", timeout=HEALTH_S)).status_code == 200
+            return (await self._http.get(self._health, timeout=HEALTH_S)).status_code == 200
         except httpx.HTTPError:
             return False
+
+    async def ask(self, path: str, deadline_s: float = SHORT_S, method: str = "GET") -> httpx.Response:
+        """Look, and change nothing; httpx.TransportError if there is no answer."""
+        return await self._http.request(method, path, timeout=deadline_s)
 
     async def freeze_garbage(self) -> None:
         """Exempt everything that is loaded by now from garbage collection."""
@@ -119,8 +127,10 @@ class EngineCalls:
             "flush_cache": False,
         }
         if version is not None:
-            body["weight_version"] = str(version)
+            self.version, body["weight_version"] = None, str(version)
         await self._post("/update_weights_from_distributed", body, deadline_s)
+        if version is not None:
+            self.version = str(version)
 
     async def load_folder(self, folder: str, version: int, deadline_s: float) -> None:
         """Load a Hugging Face folder and name it; the caches stay. Refused, the engine may hold parts of both."""
@@ -130,7 +140,9 @@ class EngineCalls:
             "flush_cache": False,
             "weight_version": str(version),
         }
+        self.version = None
         await self._post("/update_weights_from_disk", body, deadline_s)
+        self.version = str(version)
 
     async def flush_cache(self) -> None:
         """Forget every cached prefix; refused while requests run."""

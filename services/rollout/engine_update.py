@@ -9,11 +9,14 @@ from typing import Protocol
 from services.rollout.engine_calls import EngineCalls, EngineError, EngineRefused
 from services.rollout.refused_files import FilesRefused
 from services.rollout.take_broadcast import TakeBroadcast
+from services.rollout.update_progress import NotCleared, UpdateProgress
 from shared.enrolment import Part
 from shared.messages import WeightVersion
 
 FLUSH_TRIES = 3
 FLUSH_POLL_S = 0.02
+CHECK_S = 30.0
+"""Seconds to hash what an engine holds after an update that failed."""
 DRAIN_SHARE = 0.5
 """Part of the time left for an update that requests in flight have to finish; then they are retracted."""
 
@@ -62,9 +65,11 @@ class EngineUpdate:
     """True while the engine may hold parts of two versions. It is paused, and must stay so."""
     seconds: dict[str, float] = field(default_factory=dict[str, float])
     """How long the phases of the last update took."""
+    held: list[dict[str, str]] = field(default_factory=list[dict[str, str]])
+    """The engine's own hashes of the version that it proved last, by rank."""
 
-    async def run(self, announced: WeightVersion, part: Part) -> int:
-        """Load and prove a version.
+    async def run(self, announced: WeightVersion, part: Part, progress: UpdateProgress) -> int:
+        """Load and prove a version; `progress` hears of each phase.
 
         Returns:
             How many tensors could not be verified; -1 for all of them.
@@ -75,8 +80,8 @@ class EngineUpdate:
         self.unfinished, self.seconds = True, {}
         incoming = self._incoming(announced)
         try:
-            unverified = await self._load(incoming, announced, part)
-        except (EngineRefused, FilesRefused):
+            unverified = await self._load(incoming, announced, part, progress)
+        except (EngineRefused, FilesRefused, NotCleared):
             await self._clean_up(incoming, announced)
             self.unfinished = False
             raise
@@ -91,28 +96,41 @@ class EngineUpdate:
         assert self.files is not None, "the run's settings say that versions come as files, to both sides"
         return self.files
 
-    async def _load(self, incoming: Incoming, announced: WeightVersion, part: Part) -> int:
+    async def _load(self, incoming: Incoming, announced: WeightVersion, part: Part, progress: UpdateProgress) -> int:
         until, lap = announced.rendezvous.done_until, Laps(self.seconds)
+        progress.enter("preparing")
         await incoming.prepare(announced, part)
         lap("prepare" if announced.files else "connect")
-        if self.mode == "drain":
-            await self.calls.wait_until_idle((until - time.time()) * DRAIN_SHARE)
-            lap("drain")
-        await self.calls.pause("retract" if self.mode == "drain" else self.mode, until - time.time())
-        lap("pause")
+        await self._pause(until, lap, progress)
         await incoming.begin()
+        if announced.files is None:
+            progress.enter("ready")
+            await progress.cleared(until)
+            lap("ready")
+        progress.enter("loading")
         self.mixed = True
         await incoming.load(announced, part)
         lap("load")
+        progress.enter("proving")
         await self._flush()
         lap("flush")
         expected = announced.tensor_checksums if announced.engine_device == self.device else {}
-        unverified = prove(expected, await self.calls.checksums(until - time.time()))
+        found = await self.calls.checksums(until - time.time())
+        unverified = prove(expected, found)
         lap("prove")
-        self.mixed = False
+        self.mixed, self.held = False, found
         await self.calls.resume()
         lap("resume")
         return unverified
+
+    async def _pause(self, until: float, lap: "Laps", progress: UpdateProgress) -> None:
+        if self.mode == "drain":
+            progress.enter("draining")
+            await self.calls.wait_until_idle((until - time.time()) * DRAIN_SHARE)
+            lap("drain")
+        progress.enter("pausing")
+        await self.calls.pause("retract" if self.mode == "drain" else self.mode, until - time.time())
+        lap("pause")
 
     async def _flush(self) -> None:
         """Forget what the old weights cached: a later request could hit it, and its log-probabilities would be off."""
@@ -128,10 +146,15 @@ class EngineUpdate:
         await self.calls.flush_cache()
 
     async def _clean_up(self, incoming: Incoming, announced: WeightVersion) -> None:
-        """Make another try possible, and generate meanwhile if the engine still holds one version as a whole."""
+        """Make another try possible, and generate meanwhile if the engine still holds one version as a whole.
+
+        A broadcast that broke has mostly changed nothing yet: the engine's hashes tell.
+        """
         await incoming.give_up(announced)
-        if not self.mixed:
-            with contextlib.suppress(EngineRefused):
+        with contextlib.suppress(EngineRefused):
+            if self.mixed and self.held and await self.calls.checksums(CHECK_S) == self.held:
+                self.mixed = False
+            if not self.mixed:
                 await self.calls.resume()
 
 

@@ -56,6 +56,14 @@ class EngineProcess:
         return self._process.pid
 
     @property
+    def device(self) -> str:
+        return self.plan.device
+
+    @property
+    def ranks(self) -> int:
+        return self.plan.ranks
+
+    @property
     def alive(self) -> bool:
         return self._process.poll() is None
 

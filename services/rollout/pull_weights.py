@@ -11,10 +11,12 @@ from services.rollout.engine_calls import EngineError, EngineSilent
 from services.rollout.engine_update import EngineUpdate
 from services.rollout.launch_engine import EngineDied
 from services.rollout.refused_files import FilesRefused
+from services.rollout.update_progress import NotCleared, UpdateProgress
 from shared.enrolment import Part, read_part, write_parts
 from shared.logs import Log
 from shared.messages import WeightVersion
 from shared.redis_connection import UNREACHABLE
+from shared.runs import withdraw
 from shared.streams import Stream
 from shared.topology import WEIGHTS, Keys
 
@@ -23,6 +25,8 @@ GO_POLL_S = 0.005
 RETRY_S = 0.5
 MAX_FAILURES = 3
 """Failed updates in a row after which a new process is better than another try."""
+LEFT_ALONE_S = 10.0
+"""After a failed update: an engine that still holds its old version serves it again if nobody offers the new one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,13 +55,14 @@ class WeightPuller:
         self._weights: Stream[WeightVersion] = Stream(redis, run, WEIGHTS)
         self._engine, self._update, self._log = engine, update, log
         self._proof: Proof | None = None
-        self._failures = 0
+        self._failures, self._failed_at = 0, 0.0
 
     async def follow(self, proven: Callable[[], None], failed: Callable[[], Awaitable[object]]) -> None:
         """Pull every newest version until cancelled.
 
         Args:
-            proven: called when the engine holds the newest version and may serve.
+            proven: called when the engine holds the newest version, or one that the trainer leaves it with, and may
+                serve.
             failed: awaited when an update failed; the engine must not serve.
 
         Raises:
@@ -80,19 +85,32 @@ class WeightPuller:
         failed: Callable[[], Awaitable[object]],
     ) -> tuple[str, WeightVersion]:
         """Play the engine's part in one announcement until there is a newer one; returns that."""
+        while not await self._answers():
+            if (newer := await self._newer(entry_id, RETRY_S)) is not None:
+                return newer
         await self._enrol(announced)
         while True:
-            if self._holds(announced):
-                proven()
-            elif (go := await self._read_go(announced)) is not None:
+            if not self._holds(announced) and (go := await self._read_go(announced)) is not None:
                 await self._pull(announced, go, failed)
                 continue
+            if self._holds(announced) or self._is_left_alone():
+                proven()
             waiting = not self._holds(announced) and time.time() < announced.rendezvous.enrol_until
             newer = await self._newer(entry_id, 0 if waiting else BLOCK_S)
             if newer is not None:
                 return newer
             if waiting:
                 await asyncio.sleep(GO_POLL_S)
+
+    async def _answers(self) -> bool:
+        """A silent engine has no part in a version: others would be paused for it. Its sign of life is taken back."""
+        if await self._update.calls.healthy():
+            return True
+        await withdraw(self._redis, self._run, f"engine-up/{self._engine.name}")
+        return False
+
+    def _is_left_alone(self) -> bool:
+        return self._proof is not None and 0 < self._failed_at < time.monotonic() - LEFT_ALONE_S
 
     async def _enrol(self, announced: WeightVersion) -> None:
         """Ask for a part in the rendezvous, or say at once that the engine has this version."""
@@ -108,15 +126,19 @@ class WeightPuller:
 
     async def _pull(self, announced: WeightVersion, go: Part, failed: Callable[[], Awaitable[object]]) -> None:
         started = time.monotonic()
+        progress = UpdateProgress(self._redis, self._keys, announced.version, self._engine.name, go, self._log)
         try:
-            unverified = await self._update.run(announced, go)
+            async with progress.told():
+                unverified = await self._update.run(announced, go, progress)
         except EngineError as error:
-            self._proof = None
-            self._failures += not isinstance(error, FilesRefused)  # with those the engine had nothing to do
+            if self._update.mixed or self._update.unfinished:
+                self._proof = None
+            self._failed_at = time.monotonic()
+            self._failures += not isinstance(error, FilesRefused | NotCleared)  # those are no fault of this engine
             await failed()
             await self._report_failure(announced, error)
             return
-        self._failures = 0
+        self._failures, self._failed_at = 0, 0.0
         self._proof = Proof(announced.version, announced.checksum, unverified)
         seconds = {**self._update.seconds, "total": time.monotonic() - started}
         phases = {f"{phase}_s": value for phase, value in seconds.items()}
@@ -127,9 +149,9 @@ class WeightPuller:
     async def _report_failure(self, announced: WeightVersion, error: EngineError) -> None:
         self._log.error("pull_failed", run=self._run, version=announced.version, reason=str(error))
         refused = isinstance(error, FilesRefused) and error.of_store
-        failed = replace(self._part(announced), state="failed", reason=str(error), files_refused=refused)
+        part = replace(self._part(announced), state="failed", reason=str(error), seconds=self._update.seconds)
         try:
-            await self._write(announced, failed)
+            await self._write(announced, replace(part, files_refused=refused))
         finally:
             if isinstance(error, EngineSilent) or self._failures >= MAX_FAILURES:
                 raise EngineDied(f"weight version {announced.version} could not be loaded: {error}") from error
@@ -140,7 +162,8 @@ class WeightPuller:
 
     def _part(self, announced: WeightVersion) -> Part:
         engine, group = self._engine, self._update.calls.group
-        return Part("enrolled", announced.rendezvous.group_name, engine.incarnation, engine.ranks, group)
+        announcement = announced.rendezvous.group_name
+        return Part("enrolled", announcement, engine.incarnation, engine.ranks, group, since=time.time())
 
     async def _write(self, announced: WeightVersion, part: Part) -> None:
         await write_parts(self._redis, self._keys, announced.version, {self._engine.name: part})

@@ -1,11 +1,18 @@
 """One announced version -> its buckets in the engine, received in the process group that the trainer leads."""
 
 import contextlib
+import math
 import time
 
 from services.rollout.engine_calls import EngineCalls, EngineRefused
 from shared.enrolment import Part
-from shared.messages import WeightVersion
+from shared.messages import TensorSpec, WeightVersion
+
+STALL_S, SLOWEST_BYTES_S, BYTES = 15.0, 50e6, 4
+"""A bucket that takes longer does not come any more: seconds, bytes a second on top, and bytes of a number at most.
+
+It is twice as long as the trainer's own patience, who frees engines on a CPU. On a GPU nobody can, if the trainer died.
+"""
 
 
 class TakeBroadcast:
@@ -30,14 +37,18 @@ class TakeBroadcast:
 
     async def begin(self) -> None:
         """Open an update."""
-        await self._calls.begin_update()
+        try:
+            await self._calls.begin_update()
+        except EngineRefused:  # one is open still, of a sidecar that is gone
+            await self._calls.end_update()
+            await self._calls.begin_update()
 
     async def load(self, announced: WeightVersion, part: Part) -> None:
         """Receive bucket after bucket; the last one names the version."""
         until, last = announced.rendezvous.done_until, len(announced.buckets) - 1
         for number, bucket in enumerate(announced.buckets):
             named = announced.version if number == last else None
-            await self._calls.receive_bucket(bucket, part.group, named, until - time.time())
+            await self._calls.receive_bucket(bucket, part.group, named, min(until - time.time(), _longest_s(bucket)))
         await self._calls.end_update()
 
     async def give_up(self, announced: WeightVersion) -> None:
@@ -49,3 +60,7 @@ class TakeBroadcast:
 
     def release(self) -> None:
         """Nothing is held: the group stays for the next version."""
+
+
+def _longest_s(bucket: list[TensorSpec]) -> float:
+    return STALL_S + sum(BYTES * math.prod(spec.shape) for spec in bucket) / SLOWEST_BYTES_S

@@ -1,4 +1,4 @@
-"""One snapshot and the engines that are up -> one rendezvous: announced, joined, broadcast, answered."""
+"""One snapshot and the engines that are up -> one rendezvous: announced, answered, and sent in waves."""
 
 import asyncio
 import secrets
@@ -6,19 +6,15 @@ import time
 from dataclasses import dataclass, field
 
 from services.trainer.gather_engines import Engines, Gathering
-from services.trainer.rendezvous import Communicator, MeetingPoint, in_thread
+from services.trainer.kept_groups import KeptGroups
+from services.trainer.plan_waves import plan_waves
+from services.trainer.send_wave import Offer, WaveSender
 from services.trainer.stage_weights import Staged
 from services.trainer.step_ledger import StepLedger
 from shared.enrolment import Part
 from shared.logs import Log
 from shared.messages import Rendezvous, WeightVersion
 from shared.redis_connection import UNREACHABLE
-
-POLL_S = 0.004
-CONNECT_S = 5.0
-"""Seconds for engines that were told to begin until all are in the group; milliseconds where all are alive."""
-GRACE_S = 2.0
-"""Seconds for engines to report after the group broke, and for a broadcast to end after it was aborted."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,55 +33,49 @@ class Outcome:
     done: dict[str, Part] = field(default_factory=dict[str, Part])
     failed: dict[str, str] = field(default_factory=dict[str, str])
     """Engine -> why it does not have the version."""
+    waiting: tuple[str, ...] = ()
+    """Engines whose turn did not come in this round: one before them failed, and is to be helped first."""
     seconds: dict[str, float] = field(default_factory=dict[str, float])
-    """By phase: write, enrol, connect, broadcast, prove."""
+    """By phase: write, enrol, connect, ready, broadcast, prove; sums over the waves."""
 
 
 class Broadcaster:
-    """Holds the rendezvous and the group of one run. One round at a time."""
+    """See Transport: the rendezvous and the groups of one run."""
 
-    def __init__(self, ledger: StepLedger, host: str, enrol_s: float, update_s: float, log: Log) -> None:
+    def __init__(self, ledger: StepLedger, host: str, enrol_s: float, max_unavailable: int, log: Log) -> None:
+        """`max_unavailable`: engines that are paused at the same time; 0 for all."""
         self.engines = Engines(ledger.redis, ledger.run)
-        self._ledger, self._run, self._host, self._log = ledger, ledger.run, host, log
-        self._enrol_s, self._update_s = enrol_s, update_s
-        self._meeting: MeetingPoint | None = None
-        self._group: Communicator | None = None
+        self._ledger, self._run = ledger, ledger.run
+        self._enrol_s, self._max_unavailable = enrol_s, max_unavailable
+        self._groups = KeptGroups(host)
+        self._waves = WaveSender(ledger.run, self.engines, self._groups, log)
+        self._failed: set[str] = set()
+        """By the last round; they may be paused, and come first in the next one."""
 
-    async def round(self, staged: Staged, proofs: Proofs) -> Outcome:
-        """Offer the version to every engine that is up, until each has ended its part or the deadline has passed."""
+    async def round(self, staged: Staged, proofs: Proofs, until: float) -> Outcome:
+        """See Transport."""
         outcome, started = Outcome(), time.monotonic()
-        announcement = f"{self._run}-v{staged.version}-{secrets.token_hex(4)}"
-        gathering = await self._announce(staged, proofs, announcement)
+        offer = Offer(staged, f"{self._run}-v{staged.version}-{secrets.token_hex(4)}", until)
+        gathering = await self._announce(offer, proofs)
         outcome.done.update(gathering.holding)
         outcome.seconds["enrol"] = time.monotonic() - started
-        if not gathering.waiting:
-            return outcome
         try:
-            await self._send(staged, gathering, announcement, outcome)
+            await self._send(offer, gathering, outcome)
         except (asyncio.CancelledError, *UNREACHABLE):
-            self.drop_group()
+            self._groups.drop_all()
             raise
-        if outcome.failed:
-            self.drop_group()
+        self._failed = set(outcome.failed)
         return outcome
 
     def drop_group(self) -> None:
-        """Break up the group and whatever is under way in it; the next round makes a new one."""
-        group, self._group = self._group, None
-        if group is not None:
-            _abort(group)
+        """See Transport."""
+        self._groups.drop_all()
 
-    async def _announce(self, staged: Staged, proofs: Proofs, announcement: str) -> Gathering:
-        self._meeting = self._meeting or MeetingPoint(self._host)
-        enrol_until = time.time() + self._enrol_s
-        rendezvous = Rendezvous(
-            host=self._meeting.host,
-            port=self._meeting.port,
-            group_name=announcement,
-            backend=staged.buckets.backend,
-            enrol_until=enrol_until,
-            done_until=enrol_until + self._update_s,
-        )
+    async def _announce(self, offer: Offer, proofs: Proofs) -> Gathering:
+        meeting, staged, announcement = self._groups.meeting(), offer.staged, offer.announcement
+        enrol_until = min(time.time() + self._enrol_s, offer.until)
+        backend = staged.buckets.backend
+        rendezvous = Rendezvous(meeting.host, meeting.port, announcement, backend, enrol_until, offer.until)
         layout = staged.buckets.layout
         await self._ledger.announce(
             WeightVersion(
@@ -100,81 +90,27 @@ class Broadcaster:
         )
         return await self.engines.gather(staged.version, proofs.checksum, announcement, enrol_until)
 
-    async def _send(self, staged: Staged, gathering: Gathering, announcement: str, outcome: Outcome) -> None:
-        """Broadcast to the engines that wait, and sort them into done and failed."""
-        started = time.monotonic()
-        until = started + self._update_s
-        group = self._group
-        if group is None or group.members != gathering.members or gathering.joined != frozenset({group.name}):
-            self.drop_group()
-            await self.engines.start(staged.version, gathering, announcement)
-            try:
-                group = await self._connect(announcement, gathering, staged.buckets.backend)
-            except RuntimeError as error:
-                if self._meeting is not None:
-                    self._meeting.close(error)
-                self._meeting = None
-                outcome.failed.update(dict.fromkeys(gathering.waiting, f"the engines did not all join: {error}"))
-                return
-        else:
-            await self.engines.start(staged.version, gathering, group.name)
-        outcome.seconds["connect"] = (connected := time.monotonic()) - started
-        sending = in_thread(lambda: group.broadcast(staged.buckets))
-
-        def sent(future: "asyncio.Future[None]") -> None:
-            outcome.seconds.setdefault("broadcast", time.monotonic() - connected)
-            future.exception()  # looked at below where it matters; a broadcast may end after it was given up
-
-        sending.add_done_callback(sent)
-        parts = await self._follow(sending, group, staged.version, announcement, gathering, until)
-        outcome.seconds["prove"] = time.monotonic() - connected - outcome.seconds.get("broadcast", 0.0)
-        for name in gathering.waiting:
-            part = parts.get(name)
-            if part is not None and part.state == "done":
-                outcome.done[name] = part
-            elif part is not None:
-                outcome.failed[name] = part.reason or "the engine started anew"
-            else:
-                outcome.failed[name] = "the engine did not finish in time"
-                self.engines.expect_nothing_of(name)
-
-    async def _connect(self, name: str, gathering: Gathering, backend: str) -> Communicator:
-        meeting = self._meeting
-        assert meeting is not None, "a version is announced before engines are connected"
-        wait_s = min(CONNECT_S, self._update_s)
-        group = await in_thread(lambda: Communicator(meeting, name, gathering.members, backend, wait_s))
-        self._group = group
-        return group
-
-    async def _follow(
-        self,
-        sending: "asyncio.Future[None]",
-        group: Communicator,
-        version: int,
-        announcement: str,
-        gathering: Gathering,
-        until: float,
-    ) -> dict[str, Part]:
-        """Wait for the engines' answers; break the group up when one of them cannot go on, so that none is stuck."""
-        names, broken = gathering.waiting.keys(), False
-        while True:
-            parts = await self.engines.ended(version, announcement, names)
-            failed = any(part.state != "done" for part in parts.values()) or (sending.done() and sending.exception())
-            late = time.monotonic() > until
-            if len(parts) == len(names) or late:
+    async def _send(self, offer: Offer, gathering: Gathering, outcome: Outcome) -> None:
+        """Send to the engines that wait, wave after wave, and sort them into done, failed and those still waiting."""
+        self._groups.keep_only([*gathering.members, *Gathering(gathering.holding, {}).members])
+        waves = plan_waves(gathering, self._max_unavailable, self._groups.members, self._failed)
+        left = set(gathering.waiting)
+        for number, wave in enumerate(waves):
+            name = f"{offer.announcement}-{number}"
+            parts = await self._waves.send(offer, wave, name, outcome.seconds)
+            self._sort(parts, outcome)
+            left -= parts.keys()
+            if outcome.failed:
+                self._groups.drop(wave.group or name)
                 break
-            if failed and not broken:
-                broken, until = True, min(until, time.monotonic() + GRACE_S)
-                _abort(group)
-            await asyncio.sleep(POLL_S)
-        if not sending.done():
-            _abort(group)
-            await asyncio.wait([sending], timeout=GRACE_S)
-        if sending.done() and sending.exception():
-            self._log.warning("broadcast_broken", run=self._run, version=version, error=str(sending.exception()))
-        return parts
+        outcome.waiting = tuple(sorted(left))
 
-
-def _abort(group: Communicator) -> None:
-    """In a thread of its own: breaking a group up may block for as long as somebody is stuck in it."""
-    in_thread(group.abort).add_done_callback(asyncio.Future.exception)
+    def _sort(self, parts: dict[str, Part | str], outcome: Outcome) -> None:
+        for name, part in parts.items():
+            if isinstance(part, str):
+                outcome.failed[name] = part
+                self.engines.expect_nothing_of(name)
+            elif part.state == "done":
+                outcome.done[name] = part
+            else:
+                outcome.failed[name] = part.reason or "the engine started anew"

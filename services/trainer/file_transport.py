@@ -6,7 +6,9 @@ import time
 
 from services.trainer.broadcast_version import Outcome, Proofs
 from services.trainer.gather_engines import Engines, Gathering
+from services.trainer.plan_waves import plan_waves
 from services.trainer.rendezvous import in_thread
+from services.trainer.send_wave import Offer
 from services.trainer.stage_weights import Staged
 from services.trainer.step_ledger import StepLedger
 from services.trainer.tell import tell
@@ -31,17 +33,24 @@ class FileTransport:
     """
 
     def __init__(
-        self, ledger: StepLedger, writer: VersionWriter, keep: int, enrol_s: float, update_s: float, log: Log
+        self, ledger: StepLedger, writer: VersionWriter, keep: int, enrol_s: float, max_unavailable: int, log: Log
     ) -> None:
-        """`keep`: newest versions that stay in the store, with all that they build on."""
+        """Of the arguments that say nothing by their names:
+
+        Args:
+            keep: newest versions that stay in the store, with all that they build on.
+            max_unavailable: engines that take a version at the same time; 0 for all.
+        """
         self.engines = Engines(ledger.redis, ledger.run)
         self._ledger, self._writer, self._keep, self._log = ledger, writer, keep, log
-        self._enrol_s, self._update_s = enrol_s, update_s
+        self._enrol_s, self._max_unavailable = enrol_s, max_unavailable
         self._written: tuple[int, str, WeightFiles] | None = None
         """Version, checksum and files of the one that was written last."""
         self._refused = False
+        self._failed: set[str] = set()
+        """By the last round; they may be paused, and come first in the next one."""
 
-    async def round(self, staged: Staged, proofs: Proofs) -> Outcome:
+    async def round(self, staged: Staged, proofs: Proofs, until: float) -> Outcome:
         """See Transport.
 
         Raises:
@@ -50,14 +59,13 @@ class FileTransport:
         outcome, started = Outcome(), time.monotonic()
         files = await self._files_of(staged, proofs.checksum)
         outcome.seconds["write"] = (written := time.monotonic()) - started
-        announcement = f"{self._ledger.run}-v{staged.version}-{secrets.token_hex(4)}"
-        gathering = await self._announce(staged, proofs, announcement, files)
+        offer = Offer(staged, f"{self._ledger.run}-v{staged.version}-{secrets.token_hex(4)}", until + written - started)
+        gathering = await self._announce(offer, proofs, files)
         outcome.done.update(gathering.holding)
         outcome.seconds["enrol"] = (enrolled := time.monotonic()) - written
-        if gathering.waiting:
-            await self.engines.start(staged.version, gathering, announcement)
-            await self._follow(staged.version, announcement, gathering, outcome)
-            outcome.seconds["prove"] = time.monotonic() - enrolled
+        await self._offer(offer, gathering, outcome)
+        outcome.seconds["prove"] = time.monotonic() - enrolled
+        self._failed = set(outcome.failed)
         await self._prune()
         return outcome
 
@@ -90,31 +98,39 @@ class FileTransport:
             await asyncio.sleep(pause_s)
             pause_s *= 2
 
-    async def _announce(self, staged: Staged, proofs: Proofs, announcement: str, files: WeightFiles) -> Gathering:
-        enrol_until = time.time() + self._enrol_s
-        meeting = Rendezvous("", 0, announcement, "files", enrol_until, enrol_until + self._update_s)
-        version, layout = staged.version, staged.buckets.layout
+    async def _announce(self, offer: Offer, proofs: Proofs, files: WeightFiles) -> Gathering:
+        staged, enrol_until = offer.staged, min(time.time() + self._enrol_s, offer.until)
         await self._ledger.announce(
             WeightVersion(
-                version,
+                staged.version,
                 staged.step,
-                layout,
+                staged.buckets.layout,
                 proofs.checksum,
                 proofs.tensor_checksums,
-                meeting,
+                Rendezvous("", 0, offer.announcement, "files", enrol_until, offer.until),
                 proofs.engine_device,
                 files,
             )
         )
-        return await self.engines.gather(version, proofs.checksum, announcement, enrol_until)
+        return await self.engines.gather(staged.version, proofs.checksum, offer.announcement, enrol_until)
 
-    async def _follow(self, version: int, announcement: str, gathering: Gathering, outcome: Outcome) -> None:
-        """Wait for the engines' answers, and sort them into done and failed."""
-        names, until = gathering.waiting.keys(), time.monotonic() + self._update_s
-        parts: dict[str, Part] = {}
-        while len(parts) < len(names) and time.monotonic() < until:
+    async def _offer(self, offer: Offer, gathering: Gathering, outcome: Outcome) -> None:
+        """Have the engines that wait take the files, wave after wave, and sort them into done, failed and waiting."""
+        left = set(gathering.waiting)
+        for wave in plan_waves(gathering, self._max_unavailable, {}, self._failed):
+            await self.engines.start(offer.staged.version, wave.gathering, offer.announcement)
+            await self._follow(offer, wave.gathering, outcome)
+            left -= wave.gathering.waiting.keys()
+            if outcome.failed:
+                break
+        outcome.waiting = tuple(sorted(left))
+
+    async def _follow(self, offer: Offer, gathering: Gathering, outcome: Outcome) -> None:
+        """Wait for the answers of one wave, and sort them into done and failed."""
+        names, parts = gathering.waiting.keys(), dict[str, Part]()
+        while len(parts) < len(names) and offer.left_s > 0:
             await asyncio.sleep(POLL_S)
-            parts = await self.engines.ended(version, announcement, names)
+            parts = await self.engines.ended(offer.staged.version, offer.announcement, names)
         for name in names:
             part = parts.get(name)
             if part is None:

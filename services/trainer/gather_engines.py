@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from redis.asyncio import Redis
 
 from services.trainer.rendezvous import Member
-from shared.enrolment import Part, read_parts, write_parts
+from shared.enrolment import AT_WORK, Part, Word, read_parts, say, write_parts
 from shared.runs import present
 from shared.topology import Keys
 
@@ -34,6 +34,10 @@ class Gathering:
         """The process groups that they are in now; one name if they could go on with it."""
         return frozenset(part.group for part in self.waiting.values())
 
+    def only(self, names: Collection[str]) -> "Gathering":
+        """Those of `names` that wait."""
+        return Gathering({name: part for name, part in self.waiting.items() if name in names}, {})
+
 
 class Engines:
     """The engines of one run, through what they write to Redis."""
@@ -42,6 +46,8 @@ class Engines:
         self._redis, self._run, self._keys = redis, run, Keys(run)
         self._silent: set[str] = set()
         """Engines that did not answer last time: nobody waits for them again before they have."""
+        self.given_up: set[str] = set()
+        """Engines that are given nothing for now: they failed too often."""
 
     def expect_nothing_of(self, name: str) -> None:
         """Do not wait for this engine again until it has answered an announcement."""
@@ -69,7 +75,7 @@ class Engines:
                 self._silent |= (up - answers.keys()) if late else set()
                 holding = {name: part for name, part in answers.items() if _holds(part, checksum)}
                 waiting = {name: part for name, part in answers.items() if part.state == "enrolled"}
-                return Gathering(waiting, holding)
+                return Gathering({n: part for n, part in waiting.items() if n not in self.given_up}, holding)
             await asyncio.sleep(POLL_S)
 
     async def start(self, version: int, gathering: Gathering, group: str) -> None:
@@ -78,7 +84,8 @@ class Engines:
         parts: dict[str, Part] = {}
         first_rank = 1
         for name, part in gathering.waiting.items():
-            parts[name] = replace(part, state="go", group=group, first_rank=first_rank, world_size=world_size)
+            place = replace(part, group=group, first_rank=first_rank, world_size=world_size)
+            parts[name] = replace(place, state="go", since=time.time())
             first_rank += part.ranks
         await write_parts(self._redis, self._keys, version, parts)
 
@@ -86,22 +93,29 @@ class Engines:
         """Those versions that an engine which is up was told to take, and has neither taken nor given up."""
         up = await self.up()
         parts = {version: await read_parts(self._redis, self._keys, version) for version in versions}
-        return {v for v, found in parts.items() if any(found[name].state == "go" for name in found.keys() & up)}
+        return {v for v, found in parts.items() if any(found[name].state in AT_WORK for name in found.keys() & up)}
+
+    async def say(self, version: int, names: Collection[str], word: Word) -> None:
+        """Tell engines that are ready, or get ready, what becomes of the version."""
+        await say(self._redis, self._keys, version, names, word)
+
+    async def look(self, version: int, announcement: str, names: Collection[str]) -> dict[str, Part]:
+        """The parts of `names` as they are now; `failed` where an engine restarted meanwhile, or is gone."""
+        parts = await read_parts(self._redis, self._keys, version)
+        up = await self.up()
+        found: dict[str, Part] = {}
+        for name, part in ((name, parts[name]) for name in names if name in parts):
+            found[name] = part
+            if part.state == "enrolled" or (part.announcement != announcement and part.state != "done"):
+                found[name] = replace(part, state="failed", reason="the engine started anew")
+            elif part.state in AT_WORK and name not in up:
+                found[name] = replace(part, state="failed", reason="the engine died, or does not answer")
+        return found
 
     async def ended(self, version: int, announcement: str, names: Collection[str]) -> dict[str, Part]:
         """Those of `names` whose part is over: done, failed, restarted meanwhile, or gone."""
-        parts = await read_parts(self._redis, self._keys, version)
-        up = await self.up()
-        over: dict[str, Part] = {}
-        for name in names:
-            part = parts.get(name)
-            if part is None:
-                continue
-            if part.state != "go" or part.announcement != announcement:
-                over[name] = part
-            elif name not in up:
-                over[name] = replace(part, state="failed", reason="the engine died")
-        return over
+        parts = await self.look(version, announcement, names)
+        return {name: part for name, part in parts.items() if part.state not in AT_WORK}
 
 
 def _holds(part: Part | None, checksum: str) -> bool:

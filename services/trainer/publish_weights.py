@@ -2,6 +2,7 @@
 
 import asyncio
 import time
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Protocol
@@ -23,7 +24,7 @@ from shared.redis_connection import UNREACHABLE
 from shared.runs import HEARTBEAT_S
 
 MIB = 2**20
-ROUNDS = 2
+TRIES = 2
 """An engine that dies takes the broadcast with it; the others get the version in a second round, at once."""
 SETTLE_S = 2 * HEARTBEAT_S
 """After Redis was away no engine looks alive until it has renewed its sign of life."""
@@ -34,14 +35,16 @@ JOINER_RETRY_S = (1.0, 30.0)
 
 @dataclass(frozen=True, slots=True)
 class Deadlines:
-    """How long publishing waits for engines, in seconds."""
+    """How long publishing waits for engines, in seconds, and how many of them wait for it."""
 
     enrol_s: float = 30
     """For all engines that are up to answer an announcement."""
     update_s: float = 120
-    """From the first byte until every engine has proven the version."""
+    """For all of them to prove the version after that, however many waves and tries it takes."""
     first_engine_s: float = 3600
     """For a first engine to come up at all, before version 0."""
+    max_unavailable: int = 0
+    """Engines that are paused for a version at the same time; 0 for all."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,10 +69,12 @@ class Transport(Protocol):
 
     engines: Engines
 
-    async def round(self, staged: Staged, proofs: Proofs) -> Outcome:
+    async def round(self, staged: Staged, proofs: Proofs, until: float) -> Outcome:
         """Offer the version to every engine that is up, until each has ended its part or the deadline has passed.
 
-        One round at a time. A round for a version that was offered before is for those that do not hold it yet.
+        One round at a time. A round for a version that was offered before is for those that do not hold it yet. It
+        ends with the first wave in which an engine fails. `until`: seconds since the epoch; the seconds `write`, in
+        which there is nothing yet that engines could take, come on top.
         """
         ...
 
@@ -98,7 +103,7 @@ class WeightPublisher:
         self._await_redis = await_redis or AwaitRedis(log, ledger.run)
         self._stage = Stage(bucket_mib * MIB, staging)
         waits = self._deadlines
-        self._transport = transport or Broadcaster(ledger, host, waits.enrol_s, waits.update_s, log)
+        self._transport = transport or Broadcaster(ledger, host, waits.enrol_s, waits.max_unavailable, log)
         self._lock, self._beside = asyncio.Lock(), BesideTraining()
         self._newest: tuple[Staged, Proofs] | None = None
 
@@ -163,7 +168,7 @@ class WeightPublisher:
             return False
         async with self._lock:
             staged, proofs = self._newest
-            outcome = await self._send(staged, proofs, 1)
+            outcome = await self._send(staged, proofs, tries=1)
         if not outcome.done and not outcome.failed:
             await asyncio.sleep(JOINER_RETRY_S[0])  # it died, or takes part in an older announcement still
             return False
@@ -174,20 +179,26 @@ class WeightPublisher:
         """Send; where Redis went away meanwhile, send again once it and the engines' signs of life are back."""
         while True:
             try:
-                return await self._send(staged, proofs, ROUNDS)
+                return await self._send(staged, proofs, TRIES)
             except UNREACHABLE as error:
                 self._log.warning("publication_interrupted", run=self._run, version=staged.version, error=str(error))
                 await self._await_redis(self._redis.ping)
                 await asyncio.sleep(SETTLE_S)
 
-    async def _send(self, staged: Staged, proofs: Proofs, rounds: int) -> Outcome:
-        until, failed = time.monotonic() + self._deadlines.update_s, dict[str, str]()
-        outcome = await self._transport.round(staged, proofs)
-        while outcome.failed and rounds > 1 and time.monotonic() < until:
-            rounds -= 1
+    async def _send(self, staged: Staged, proofs: Proofs, tries: int) -> Outcome:
+        """Round after round until every engine has the version, was tried `tries` times, or the deadline passed."""
+        until = time.time() + self._deadlines.enrol_s + self._deadlines.update_s
+        failed, failures, engines = dict[str, str](), Counter[str](), self._transport.engines
+        engines.given_up.clear()
+        while True:
+            outcome = await self._transport.round(staged, proofs, until)
+            until += outcome.seconds.get("write", 0.0)
             failed |= outcome.failed
-            outcome = await self._transport.round(staged, proofs)
-        failed |= outcome.failed
+            failures.update(outcome.failed.keys())
+            engines.given_up |= {name for name, count in failures.items() if count >= tries}
+            if time.time() >= until or not (outcome.waiting or outcome.failed.keys() - engines.given_up):
+                break
+        failed |= dict.fromkeys(outcome.waiting, "the deadline passed before it was the engine's turn")
         outcome.failed = {name: reason for name, reason in failed.items() if name not in outcome.done}
         for name, reason in outcome.failed.items():
             detail = {"version": staged.version, "engine": name, "reason": reason}

@@ -113,7 +113,11 @@ async def _train_and_end(serving: Serving, prepared: PreparedRun) -> None:
 
 def _open_publisher(serving: Serving, ledger: StepLedger) -> WeightPublisher:
     weights, host = serving.record.settings.weights, serving.place.deployment.trainer.host
-    deadlines = Deadlines(enrol_s=weights.enrol_deadline_s, update_s=weights.update_deadline_s)
+    deadlines = Deadlines(
+        enrol_s=weights.enrol_deadline_s,
+        update_s=weights.update_deadline_s,
+        max_unavailable=weights.max_unavailable,
+    )
     transport = _file_transport(serving, ledger) if weights.transport != "broadcast" else None
     log, await_redis = serving.place.log, serving.await_redis()
     return WeightPublisher(ledger, host, log, weights.bucket_mib, weights.staging, deadlines, await_redis, transport)
@@ -128,5 +132,5 @@ def _file_transport(serving: Serving, ledger: StepLedger) -> FileTransport:
         serving.run, owner_of(record), ledger.epoch, Path(settings.model.path).expanduser(), settings.model.dtype
     )
     writer = VersionWriter(WeightStore(folder), about, weights.full_every if weights.transport == "delta" else None)
-    waits = (weights.enrol_deadline_s, weights.update_deadline_s)
+    waits = (weights.enrol_deadline_s, weights.max_unavailable)
     return FileTransport(ledger, writer, weights.keep_versions, *waits, serving.place.log)

@@ -2,8 +2,11 @@
 
 from pathlib import Path
 
+import pytest
+
 from deploy.services import children_environment, ports_of, router_arguments, services_of, settings_environment
 from shared.deployment import Deployment, PathSettings, load_deployment
+from shared.errors import SettingsError
 
 
 def deployment(home: Path, **overrides: object) -> Deployment:
@@ -30,6 +33,24 @@ def test_ports_are_those_of_the_services(tmp_path: Path) -> None:
     settings = deployment(tmp_path, engine={"count": 2})
     assert {s.name: s.ports for s in services_of(settings)} == ports_of(settings)
     assert ports_of(settings)["engine-1"][1].port == settings.engine.port + 1
+
+
+def test_engines_of_somebody_else_have_sidecars_after_our_own_and_no_port_here(tmp_path: Path) -> None:
+    settings = deployment(tmp_path, engine={"count": 1, "urls": ["http://gpu-7:30000", "http://gpu-8:30000"]})
+    assert [s.name for s in services_of(settings) if s.name.startswith("engine")] == [
+        "engine-0",
+        "engine-1",
+        "engine-2",
+    ]
+    settings_of_ports = [[use.setting for use in ports_of(settings)[f"engine-{index}"]] for index in range(3)]
+    assert settings_of_ports == [["health.engine_port", "engine.port"], ["health.engine_port"], ["health.engine_port"]]
+    assert load_deployment(environ=settings_environment(settings)).engine.urls == settings.engine.urls
+
+
+@pytest.mark.parametrize("url", ["gpu-7:30000", "http://", "http://gpu-7:30000/v1"])
+def test_an_engine_address_is_a_server_and_nothing_else(url: str, tmp_path: Path) -> None:
+    with pytest.raises(SettingsError, match=r"engine\.urls"):
+        deployment(tmp_path, engine={"urls": [url]})
 
 
 def test_the_ports_are_known_without_writing_anything(tmp_path: Path) -> None:

@@ -3,8 +3,10 @@
 import asyncio
 import json
 import os
+import signal
 import subprocess
 import sys
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,9 +15,11 @@ import httpx
 import psutil
 from redis.asyncio import Redis
 
+from services.rollout.engine_arguments import plan_engine
+from services.rollout.launch_engine import EngineProcess
 from shared.event_lines import event_lines_async
 from shared.redis_connection import connect
-from shared.run_settings import RunSettings
+from shared.run_settings import EngineSettings, ModelSettings, RunSettings
 from shared.runs import RunRecord, Runs
 from shared.topology import ACTIVE
 from tests.conftest import free_port
@@ -73,8 +77,22 @@ class RealEngine:
         ports = ["--port", str(self.router_port), "--prometheus-host", "127.0.0.1"]
         return self._start([*ROUTER, *ports, "--prometheus-port", str(self.metrics_port)], "router")
 
-    def start_sidecar(self, index: int = 0) -> subprocess.Popen[bytes]:
-        return self._start([sys.executable, "-m", "services.rollout.engine", "--index", str(index)], f"sidecar-{index}")
+    def start_sidecar(self, index: int = 0, urls: Sequence[str] = ()) -> subprocess.Popen[bytes]:
+        """`urls`: engines of somebody else; the first of them has index 1."""
+        command = [sys.executable, "-m", "services.rollout.engine", "--index", str(index)]
+        return self._start(command, f"sidecar-{index}", {"SLUICE_ENGINE__URLS": json.dumps(urls)})
+
+    def start_their_server(self, index: int) -> EngineProcess:
+        """An SGLang server that no sidecar has launched."""
+        plan = plan_engine(
+            ModelSettings(path=str(self.model)), EngineSettings(device="cpu"), "127.0.0.1", self.engine_port + index, 0
+        )
+        return EngineProcess(plan, self.home / "theirs.log")
+
+    def start_trainer(self, version: int, struck_by: signal.Signals) -> subprocess.Popen[bytes]:
+        """A trainer that is struck when it begins to send this version."""
+        arguments = [self.redis_url, self.run, str(self.model), str(version), str(int(struck_by))]
+        return self._start([sys.executable, "-m", "tests.services.rollout.struck_trainer", *arguments], "trainer")
 
     async def listed(self) -> list[str]:
         """URLs of the workers that the router lists as healthy."""
@@ -119,9 +137,10 @@ class RealEngine:
         for process in self.processes:
             process.wait(20)
 
-    def _start(self, command: list[str], name: str) -> subprocess.Popen[bytes]:
+    def _start(self, command: list[str], name: str, more: Mapping[str, str] | None = None) -> subprocess.Popen[bytes]:
         environment = {
             **os.environ,
+            **(more or {}),
             "SLUICE_REDIS__URL": self.redis_url,
             "SLUICE_ROUTER__PORT": str(self.router_port),
             "SLUICE_ENGINE__PORT": str(self.engine_port),

@@ -22,7 +22,7 @@ from services.trainer.publish_weights import Deadlines, PublishReport, WeightPub
 from services.trainer.serve_run import _open_publisher
 from services.trainer.step_ledger import StepLedger
 from services.trainer.tiny_model import TinyShape, write_tiny_model
-from shared.enrolment import read_parts
+from shared.enrolment import AT_WORK, read_parts
 from shared.logs import Log
 from shared.messages import Event
 from shared.runs import Runs, present
@@ -160,21 +160,28 @@ async def test_a_router_that_was_restarted_lists_the_engine_again(real: RealEngi
     assert (await real.generate([5], 2))["meta_info"]["weight_version"] == "4"
 
 
-async def test_a_second_engine_is_listed_only_when_it_has_the_newest_version(real: RealEngine, client: Redis) -> None:
-    async with policy_from(client, real, 5) as policy:
-        await policy.publish()
-        second = real.start_sidecar(index=1)
-        await until(lambda: _is_listed(real, 1), START_S)
-        async with httpx.AsyncClient(trust_env=False) as http:
-            info = (await http.get(f"{real.engine_url(1)}/model_info")).json()
-        assert info["weight_version"] == "5"
-        report = await policy.publish()
-        assert len(report.done) == 2
-        processes = descendants(second)
-        second.terminate()
-        assert await asyncio.to_thread(second.wait, 15) == 0
-        assert not any(process.is_running() for process in processes)
-        assert await real.listed() == [real.engine_url(0)]
+async def test_an_engine_of_somebody_else_gets_each_version_before_requests_also_after_a_restart_and_is_left_alone(
+    real: RealEngine, client: Redis
+) -> None:
+    theirs = real.start_their_server(1)
+    try:
+        async with policy_from(client, real, 5) as policy:
+            await policy.publish()
+            sidecar = real.start_sidecar(1, [theirs.plan.url])
+            await until(lambda: _is_listed(real, 1), START_S)
+            assert await _version_of(theirs.plan.url) == "5"
+            assert len((await policy.publish()).done) == 2
+            theirs.stop(grace_s=0)
+            await until(lambda: _is_not_listed(real, 1), 10)
+            theirs = real.start_their_server(1)
+            await until(lambda: _is_listed(real, 1), START_S)
+            assert await _version_of(theirs.plan.url) == "6"
+            sidecar.terminate()
+            assert await asyncio.to_thread(sidecar.wait, 15) == 0
+            assert await _version_of(theirs.plan.url) == "6"
+            assert await real.listed() == [real.engine_url(0)]
+    finally:
+        theirs.stop(grace_s=0)
 
 
 async def test_an_engine_killed_during_an_update_delays_nobody_and_comes_back_with_the_newest_version(
@@ -196,6 +203,36 @@ async def test_an_engine_killed_during_an_update_delays_nobody_and_comes_back_wi
         assert (await real.generate([5], 2))["meta_info"]["weight_version"] == "8"
         events = [event for _, event in await Stream[Event](client, real.run, EVENTS).read()]
         assert {"engine_died", "weights_failed"} <= {event.event for event in events}
+
+
+async def test_a_trainer_that_dies_as_it_sends_leaves_an_engine_that_goes_on_with_the_version_that_it_has(
+    real: RealEngine, client: Redis
+) -> None:
+    started = asyncio.Event()
+    request = asyncio.create_task(real.generate_streaming([9, 10, 20], 2 * TOKENS, started))
+    real.start_trainer(9, signal.SIGKILL)
+    async with asyncio.timeout(20):
+        await started.wait()
+    await until(lambda: _has_failed_to_take(client, real, 9), 30)
+    assert {span["version"] for span in (await request)["meta_info"]["weight_versions"]} == {"8"}
+    server = named(descendants(real.processes[1]), "engine_server").pid
+    async with policy_from(client, real, 10) as policy:
+        assert len((await policy.publish()).done) == 1
+    assert named(descendants(real.processes[1]), "engine_server").pid == server
+
+
+async def test_a_trainer_that_hangs_as_it_sends_costs_the_engine_its_process_and_no_more_than_the_deadline(
+    real: RealEngine, client: Redis
+) -> None:
+    server = named(descendants(real.processes[1]), "engine_server").pid
+    trainer = real.start_trainer(11, signal.SIGSTOP)
+    await until(lambda: _has_failed_to_take(client, real, 11), 30)
+    async with policy_from(client, real, 12) as policy:
+        await policy.publish()
+        await until(lambda: _is_listed(real, 0), START_S)
+        assert await _version_of(real.engine_url(0)) == "12"
+    assert named(descendants(real.processes[1]), "engine_server").pid != server
+    trainer.kill()
 
 
 async def test_the_next_run_with_the_same_settings_keeps_the_process_and_gets_its_own_weights(
@@ -306,6 +343,16 @@ async def _is_listed(real: RealEngine, index: int) -> bool:
     return real.engine_url(index) in await real.listed()
 
 
+async def _version_of(url: str) -> str:
+    async with httpx.AsyncClient(trust_env=False) as http:
+        return (await http.get(f"{url}/model_info")).json()["weight_version"]
+
+
+async def _has_failed_to_take(redis: Redis, real: RealEngine, version: int) -> bool:
+    parts = await read_parts(redis, Keys(real.run), version)
+    return any(part.state == "failed" for part in parts.values())
+
+
 async def _is_not_listed(real: RealEngine, index: int) -> bool:
     return real.engine_url(index) not in await real.listed()
 
@@ -316,7 +363,7 @@ async def _is_ready(redis: Redis, real: RealEngine) -> bool:
 
 async def _was_told_to_go(redis: Redis, real: RealEngine, version: int) -> bool:
     parts = await read_parts(redis, Keys(real.run), version)
-    return any(part.state == "go" for part in parts.values())
+    return any(part.state in AT_WORK for part in parts.values())
 
 
 async def _has_server(sidecar: subprocess.Popen[bytes]) -> bool:

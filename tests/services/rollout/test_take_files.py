@@ -49,6 +49,7 @@ class Trainer:
     keep: int = 2
     enrol_s: float = 5
     update_s: float = 5
+    max_unavailable: int = 0
     store: str = ""
     tensors: dict[str, torch.Tensor] = field(default_factory=dict)
 
@@ -59,9 +60,9 @@ class Trainer:
         about = RunFiles(RUN, "owner", ledger.epoch, model_folder(self.home / "model"), "bfloat16")
         self.files = WeightStore(self.store or str(self.home / "store"))
         writer = VersionWriter(self.files, about, 100 if self.deltas else None, PIECE)
-        self.transport = FileTransport(ledger, writer, self.keep, self.enrol_s, self.update_s, log)
+        self.transport = FileTransport(ledger, writer, self.keep, self.enrol_s, self.max_unavailable, log)
         waits = Deadlines(self.enrol_s, self.update_s, 5)
-        self.publisher = WeightPublisher(ledger, "", log, 1, waits, transport=self.transport)
+        self.publisher = WeightPublisher(ledger, "", log, 1, deadlines=waits, transport=self.transport)
         return self
 
     async def publish(self, version: int) -> PublishReport:
@@ -223,6 +224,25 @@ async def test_what_an_engine_still_reads_is_not_deleted(redis: Redis, tmp_path:
     assert trainer.folders() == ["v000004-full"]
 
 
+async def test_engines_take_files_in_waves(redis: Redis, tmp_path: Path) -> None:
+    """The second one is not told to begin while the first one loads."""
+    trainer = await Trainer(redis, tmp_path, deltas=False, max_unavailable=1).open()
+    first = Engine(redis, tmp_path / "host", in_place=True)
+    second = Engine(redis, tmp_path / "host", "engine-b", in_place=True)
+    async with first.following(), second.following():
+        await trainer.publish(0)
+        first.server.may_load.clear()
+        first.server.is_loading.clear()
+        publishing = asyncio.create_task(trainer.publish(1))
+        await asyncio.wait_for(first.server.is_loading.wait(), 5)
+        await until(lambda: _has(redis, "engine-a", 1, "loading"))
+        assert await _has(redis, "engine-b", 1, "enrolled")
+        first.server.may_load.set()
+        assert set((await publishing).done) == {"engine-a", "engine-b"}
+        assert first.holds(trainer.tensors)
+        assert second.holds(trainer.tensors)
+
+
 async def test_files_that_do_not_come_in_time_leave_the_engine_generating_with_what_it_has(
     redis: Redis, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -326,9 +346,9 @@ async def _is_proven(engine: Engine) -> bool:
     return engine.proven > 0
 
 
-async def _has(redis: Redis, name: str, version: int) -> bool:
+async def _has(redis: Redis, name: str, version: int, state: str = "done") -> bool:
     part = await read_part(redis, Keys(RUN), version, name)
-    return part is not None and part.state == "done"
+    return part is not None and part.state == state
 
 
 async def _called(engine: Engine, path: str, times: int) -> bool:

@@ -1,6 +1,7 @@
 """An engine as the trainer sees it: answers announcements in Redis and receives the broadcasts, without SGLang."""
 
 import asyncio
+import time
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from typing import Any
@@ -11,7 +12,7 @@ from torch import distributed
 
 from services.trainer.weight_buckets import WeightBuckets
 from services.trainer.weight_hashes import checksum
-from shared.enrolment import Part, read_part, write_parts
+from shared.enrolment import Part, Word, listen, read_part, write_parts
 from shared.messages import WeightVersion
 from shared.runs import announce, withdraw
 from shared.streams import Stream
@@ -26,11 +27,16 @@ class ReceivingEngine:
     run: str
     name: str
     behaviour: str = "well"
-    """well; mute: never answers; refuses: says so after `go`, once; freezes: never receives; dies: joins, then goes."""
+    """well; mute: never answers; refuses: says so after `go`, once, and never: every time; freezes: joins, and is never
+    ready; stalls: is ready, and never receives; dies: is ready, then goes; drains: takes a second until it is ready."""
     incarnation: str = "a"
     group: str = ""
     received: dict[int, dict[str, torch.Tensor]] = field(default_factory=dict)
     groups_joined: list[str] = field(default_factory=list)
+    at_work: tuple[float, float] = (0, 0)
+    """From when to when it was paused last, in seconds since the epoch."""
+    words: list[Word] = field(default_factory=list)
+    """What the trainer told it when it was ready."""
     connection: Any = None
     is_open: asyncio.Event = field(default_factory=asyncio.Event)
     """It takes what is broadcast only while this is set, as it is at first."""
@@ -60,14 +66,29 @@ class ReceivingEngine:
         go = await self._wait_for_go(announced)
         if go is None:
             return None
-        if self.behaviour == "refuses":
-            self.connection, self.group, self.behaviour = None, "", "well"
+        if self.behaviour in ("refuses", "never"):
+            self.connection, self.group = None, ""
+            self.behaviour = "well" if self.behaviour == "refuses" else "never"
             return await self._write(announced, replace(part, state="failed", reason="400: no"))
         if go.group != self.group:
             self.connection = await asyncio.to_thread(self._join, announced, go)
             self.group = go.group
             self.groups_joined.append(go.group)
+        await self._write(announced, await self._receive_when_cleared(announced, part))
+
+    async def _receive_when_cleared(self, announced: WeightVersion, part: Part) -> Part:
+        """From its place in the group to the end of its part."""
         if self.behaviour == "freezes":
+            await asyncio.sleep(3600)
+        if self.behaviour == "drains":
+            await self._write(announced, replace(part, state="draining", group=self.group))
+            await asyncio.sleep(1)
+        paused = time.time()
+        await self._write(announced, replace(part, state="ready", group=self.group))
+        if not await self._is_cleared(announced):
+            self.connection, self.group = None, ""
+            return replace(part, state="failed", reason="not cleared")
+        if self.behaviour == "stalls":
             await asyncio.sleep(3600)
         if self.behaviour == "dies":
             self.connection.abort()
@@ -78,9 +99,10 @@ class ReceivingEngine:
             await asyncio.to_thread(self._receive, buckets)
         except RuntimeError as error:
             self.group = ""
-            return await self._write(announced, replace(part, state="failed", reason=f"broken: {error}"))
+            return replace(part, state="failed", reason=f"broken: {error}")
         self.received[announced.version] = buckets.tensors
-        await self._write(announced, replace(part, state="done", checksum=checksum(buckets.tensors, "cpu")))
+        self.at_work = (paused, time.time())
+        return replace(part, state="done", checksum=checksum(buckets.tensors, "cpu"))
 
     async def _wait_for_go(self, announced: WeightVersion) -> Part | None:
         stream = Stream[WeightVersion](self.redis, self.run, WEIGHTS)
@@ -90,6 +112,16 @@ class ReceivingEngine:
                 return part
             await asyncio.sleep(0.002)
         return None
+
+    async def _is_cleared(self, announced: WeightVersion) -> bool:
+        while True:
+            word = await listen(self.redis, Keys(self.run), announced.version, self.name)
+            if word is not None and word.announcement == announced.rendezvous.group_name:
+                if word not in self.words:
+                    self.words.append(word)
+                if word.word != "wait":
+                    return word.word == "send"
+            await asyncio.sleep(0.002)
 
     def _join(self, announced: WeightVersion, go: Part) -> Any:
         meeting = announced.rendezvous

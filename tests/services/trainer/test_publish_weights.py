@@ -45,8 +45,9 @@ async def publisher(redis: Redis) -> AsyncIterator[WeightPublisher]:
     await made.close()
 
 
-def publish_to(redis: Redis, **deadlines: float) -> WeightPublisher:
-    waits = Deadlines(**{"enrol_s": 5, "update_s": 5, "first_engine_s": 5, **deadlines})
+def publish_to(redis: Redis, max_unavailable: int = 0, **deadlines: float) -> WeightPublisher:
+    seconds = {"enrol_s": 5, "update_s": 5, "first_engine_s": 5, **deadlines}
+    waits = Deadlines(**seconds, max_unavailable=max_unavailable)
     return WeightPublisher(StepLedger(redis, RUN), "127.0.0.1", Log("trainer"), bucket_mib=1, deadlines=waits)
 
 
@@ -164,12 +165,13 @@ async def test_an_engine_that_refuses_frees_the_others_and_all_get_the_version_i
     assert checksum(bad.received[1], "cpu") == checksum(good.received[1], "cpu") == report.checksum
 
 
-@pytest.mark.parametrize("behaviour", ["freezes", "dies"])
+@pytest.mark.parametrize("behaviour", ["freezes", "stalls", "dies"])
 async def test_an_engine_lost_in_the_middle_hangs_nobody_beyond_the_deadline(
     redis: Redis, behaviour: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("services.trainer.rendezvous.STALL_S", 0.3)
-    monkeypatch.setattr("services.trainer.broadcast_version.GRACE_S", 0.5)
+    monkeypatch.setattr("services.trainer.clear_engines.READY_S", 0.3)
+    monkeypatch.setattr("services.trainer.send_wave.GRACE_S", 0.5)
     publisher = publish_to(redis, update_s=3.0, enrol_s=3.0)
     good, bad = ReceivingEngine(redis, RUN, "good"), ReceivingEngine(redis, RUN, "bad", behaviour)
     large = weights(0, rows=200_000)
@@ -179,7 +181,64 @@ async def test_an_engine_lost_in_the_middle_hangs_nobody_beyond_the_deadline(
         assert time.monotonic() - started < 12
         assert "bad" in report.failed
         assert "good" in report.done
+    told = [word.word for word in good.words if word.word != "wait"]
+    assert told == ["over" if behaviour == "freezes" else "send", "send"]
     assert [event.event for _, event in await Stream[Event](redis, RUN, EVENTS).read()] == ["weights_failed"]
+    await publisher.close()
+
+
+async def test_engines_take_a_version_in_waves_of_max_unavailable_that_keep_their_groups(redis: Redis) -> None:
+    publisher = publish_to(redis, max_unavailable=2)
+    engines = [ReceivingEngine(redis, RUN, name) for name in "abcde"]
+    async with living(*engines):
+        for version in range(3):
+            report = await publisher.publish(publisher.stage(version, version, weights(version)))
+            assert report.done == ("a", "b", "c", "d", "e")
+            starts = sorted(engine.at_work[0] for engine in engines)
+            for at in starts:
+                assert sum(began <= at < ended for began, ended in (engine.at_work for engine in engines)) <= 2
+    assert [len(engine.groups_joined) for engine in engines] == [1] * 5
+    assert len({engine.group for engine in engines}) == 3
+    await publisher.close()
+
+
+async def test_a_wave_in_which_an_engine_failed_is_helped_before_the_next_one_is_paused(redis: Redis) -> None:
+    publisher = publish_to(redis, max_unavailable=2)
+    engines = [ReceivingEngine(redis, RUN, name) for name in "abcd"]
+    async with living(*engines):
+        await publisher.publish(publisher.stage(0, 0, weights(0)))
+        engines[1].behaviour = "refuses"
+        report = await publisher.publish(publisher.stage(1, 1, weights(1)))
+        assert set(report.done) == {"a", "b", "c", "d"}
+    assert max(engine.at_work[1] for engine in engines[:2]) <= min(engine.at_work[0] for engine in engines[2:])
+    assert [len(engine.groups_joined) for engine in engines] == [2, 2, 1, 1]
+    await publisher.close()
+
+
+async def test_an_engine_that_fails_again_and_again_is_left_to_later_and_the_others_get_the_version(
+    redis: Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("services.trainer.send_wave.CONNECT_S", 0.5)
+    publisher = publish_to(redis, max_unavailable=1)
+    engines = [ReceivingEngine(redis, RUN, name, "never" if name == "a" else "well") for name in "abc"]
+    async with living(*engines):
+        report = await publisher.publish(publisher.stage(0, 0, weights(0)))
+    assert (report.done, list(report.failed)) == (("b", "c"), ["a"])
+    await publisher.close()
+
+
+async def test_engines_that_are_ready_hear_of_a_trainer_that_waits_for_one_that_still_drains(
+    redis: Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("services.trainer.clear_engines.READY_S", 0.3)
+    monkeypatch.setattr("services.trainer.clear_engines.BEAT_S", 0.1)
+    publisher, quick = publish_to(redis), ReceivingEngine(redis, RUN, "quick")
+    async with living(quick, ReceivingEngine(redis, RUN, "slow", "drains")):
+        report = await publisher.publish(publisher.stage(0, 0, weights(0)))
+    assert (report.done, report.failed) == (("quick", "slow"), {})
+    beats = [word.beat for word in quick.words if word.word == "wait"]
+    assert len(beats) >= 3
+    assert beats == sorted(set(beats))
     await publisher.close()
 
 

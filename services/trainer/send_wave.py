@@ -1,0 +1,137 @@
+"""A snapshot and one wave of engines -> what became of each: joined, paused together, broadcast to, answered."""
+
+import asyncio
+import time
+from collections.abc import Collection
+from dataclasses import dataclass
+
+from services.trainer.clear_engines import clear_engines
+from services.trainer.gather_engines import Engines
+from services.trainer.kept_groups import KeptGroups, abort
+from services.trainer.plan_waves import Wave
+from services.trainer.rendezvous import Communicator, in_thread
+from services.trainer.stage_weights import Staged
+from shared.enrolment import Part
+from shared.logs import Log
+
+POLL_S = 0.004
+CONNECT_S = 5.0
+"""Seconds for engines that were told to begin until all are in the group; milliseconds where all are alive."""
+GRACE_S = 2.0
+"""Seconds for engines to report after the group broke, and for a broadcast to end after it was aborted."""
+
+
+@dataclass(frozen=True, slots=True)
+class Offer:
+    """A version as it was announced."""
+
+    staged: Staged
+    announcement: str
+    until: float
+    """Seconds since the epoch in which all engines must have it."""
+
+    @property
+    def left_s(self) -> float:
+        return self.until - time.time()
+
+
+class WaveSender:
+    """Sends to the engines of one run, a wave at a time."""
+
+    def __init__(self, run: str, engines: Engines, groups: KeptGroups, log: Log) -> None:
+        self._run, self._engines, self._groups, self._log = run, engines, groups, log
+
+    async def send(self, offer: Offer, wave: Wave, name: str, seconds: dict[str, float]) -> dict[str, Part | str]:
+        """Give a version to the engines of a wave.
+
+        Args:
+            name: of the group, where the wave needs a new one.
+            seconds: by phase; what this wave takes is added.
+
+        Returns:
+            By engine its last part, done or failed, or why there is none.
+        """
+        names, lap = wave.gathering.waiting.keys(), _Laps(seconds)
+        try:
+            group = await self._join(offer, wave, name)
+        except RuntimeError as error:
+            return dict.fromkeys(names, f"the engines did not all join: {error}")
+        lap("connect")
+        version = offer.staged.version
+        cleared = await clear_engines(self._engines, version, offer.announcement, names, offer.until)
+        lap("ready")
+        sending = in_thread(lambda: _broadcast(group, offer.staged)) if cleared else None
+        parts = await self._follow(sending, group, offer, names)
+        if sending is not None and sending.done() and not sending.exception():
+            lap.move("broadcast", sending.result())
+        lap("prove")
+        return {each: parts.get(each, "the engine did not finish in time") for each in names}
+
+    async def _join(self, offer: Offer, wave: Wave, name: str) -> Communicator:
+        version, gathering = offer.staged.version, wave.gathering
+        if wave.group:
+            await self._engines.start(version, gathering, wave.group)
+            return self._groups[wave.group]
+        await self._engines.start(version, gathering, name)
+        wait_s = min(CONNECT_S, max(offer.left_s, 0.1))
+        return await self._groups.connect(name, gathering.members, offer.staged.buckets.backend, wait_s)
+
+    async def _follow(
+        self, sending: "asyncio.Future[float] | None", group: Communicator, offer: Offer, names: Collection[str]
+    ) -> dict[str, Part]:
+        """Wait for the engines' answers; break the group up when one of them cannot go on, so that none is stuck.
+
+        `sending`: None if nothing is sent, and the engines were told so.
+        """
+        broken = sending is None
+        until = time.monotonic() + min(offer.left_s, GRACE_S if broken else offer.left_s)
+        while True:
+            parts = await self._engines.ended(offer.staged.version, offer.announcement, names)
+            if len(parts) == len(names) or time.monotonic() > until:
+                break
+            if not broken and _is_broken(parts, sending):
+                broken, until = True, min(until, time.monotonic() + GRACE_S)
+                abort(group)
+            await asyncio.sleep(POLL_S)
+        if sending is not None:
+            await self._end(sending, group, offer, len(parts) < len(names) or _is_broken(parts, sending))
+        return parts
+
+    async def _end(self, sending: "asyncio.Future[float]", group: Communicator, offer: Offer, broken: bool) -> None:
+        """End the broadcast; engines that have everything may say so before it returns here."""
+        if not broken:
+            await asyncio.wait([sending], timeout=GRACE_S)
+        if not sending.done():
+            abort(group)
+            await asyncio.wait([sending], timeout=GRACE_S)
+        sending.add_done_callback(asyncio.Future.exception)  # it may end after it was given up
+        if sending.done() and (error := sending.exception()):
+            self._log.warning("broadcast_broken", run=self._run, version=offer.staged.version, error=str(error))
+
+
+def _broadcast(group: Communicator, staged: Staged) -> float:
+    """Blocks; the seconds that it took."""
+    began = time.monotonic()
+    group.broadcast(staged.buckets)
+    return time.monotonic() - began
+
+
+def _is_broken(parts: dict[str, Part], sending: "asyncio.Future[float] | None") -> bool:
+    if any(part.state != "done" for part in parts.values()):
+        return True
+    return sending is not None and sending.done() and sending.exception() is not None
+
+
+class _Laps:
+    """Seconds by phase, added to those of earlier waves: each call ends a phase."""
+
+    def __init__(self, seconds: dict[str, float]) -> None:
+        self._seconds, self._last = seconds, time.monotonic()
+
+    def __call__(self, phase: str) -> None:
+        self.move(phase, time.monotonic() - self._last)
+
+    def move(self, phase: str, seconds: float) -> None:
+        """A phase took so much of the time since the last one."""
+        self._seconds[phase] = self._seconds.get(phase, 0.0) + seconds
+        self._last += seconds
