@@ -1,6 +1,7 @@
 """What each engine and the trainer tell each other about one weight version: enrolled -> go -> done or failed."""
 
-from dataclasses import dataclass, field
+import time
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal, cast
 
 from pydantic import TypeAdapter
@@ -35,6 +36,8 @@ class Part:
     """failed: why."""
     seconds: dict[str, float] = field(default_factory=dict[str, float])
     """done: seconds by phase."""
+    since: float = 0
+    """When the state was entered, in seconds since the epoch; 0 is filled in when the part is written."""
 
 
 _PART: TypeAdapter[Part] = TypeAdapter(Part)
@@ -43,7 +46,8 @@ _PART: TypeAdapter[Part] = TypeAdapter(Part)
 async def write_parts(redis: Redis, keys: Keys, version: int, parts: dict[str, Part]) -> None:
     """Write the parts of several engines, all at once."""
     key = keys.enrolled(version)
-    mapping: dict[Any, Any] = {engine: _PART.dump_json(part) for engine, part in parts.items()}
+    dated = {engine: replace(part, since=part.since or time.time()) for engine, part in parts.items()}
+    mapping: dict[Any, Any] = {engine: _PART.dump_json(part) for engine, part in dated.items()}
     async with redis.pipeline(transaction=True) as pipe:
         pipe.hset(key, mapping=mapping)
         pipe.expire(key, KEPT_S)

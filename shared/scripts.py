@@ -28,6 +28,7 @@ from shared.messages import (
 from shared.rollout_parts import arrays_of
 from shared.streams import Message, entry_of
 from shared.topology import DEAD, EVALS, EVENTS, GROUPS, PROMPTS, ROLLOUTS, STEPS, STREAMS, WEIGHTS, Keys
+from shared.version_ledger import VersionRecord, encode_record
 
 
 @dataclass(frozen=True, slots=True)
@@ -178,11 +179,17 @@ class Ledger:
         answer = await self._call(lua.COMMIT, names, args)
         return self._check_ledger(answer, f"what step {commit.step} trains") == 1
 
-    async def announce(self, epoch: int, version: WeightVersion) -> None:
-        """Offer a weight version to the engines; FencedOut or LedgerBehind as for a step."""
-        names, entry = [self.keys.trainer_epoch, self.keys.stream(WEIGHTS)], Codec[Any](WeightVersion).encode(version)
-        answer = await self._call(lua.ANNOUNCE, names, [epoch, entry, WEIGHTS.keep_newest])
-        self._check_ledger(answer)
+    async def announce(self, epoch: int, version: WeightVersion, record: VersionRecord) -> None:
+        """Offer a weight version to the engines, and keep its record; FencedOut or LedgerBehind as for a step."""
+        keys, entry = self.keys, Codec[Any](WeightVersion).encode(version)
+        names = [keys.trainer_epoch, keys.stream(WEIGHTS), keys.versions]
+        args: list[Any] = [epoch, entry, WEIGHTS.keep_newest, version.version, encode_record(record)]
+        self._check_ledger(await self._call(lua.ANNOUNCE, names, args))
+
+    async def note_version(self, epoch: int, version: int, record: VersionRecord) -> None:
+        """Keep what became of an announced version; FencedOut or LedgerBehind as for a step."""
+        args: list[Any] = [epoch, version, encode_record(record)]
+        self._check_ledger(await self._call(lua.NOTE_VERSION, [self.keys.trainer_epoch, self.keys.versions], args))
 
     async def forget(self, epoch: int, group_ids: Sequence[int], step: int = 0) -> None:
         """Delete the attempts of groups that a durable checkpoint covers, and count their step as forgotten.

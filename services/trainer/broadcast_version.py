@@ -36,6 +36,8 @@ class Outcome:
     done: dict[str, Part] = field(default_factory=dict[str, Part])
     failed: dict[str, str] = field(default_factory=dict[str, str])
     """Engine -> why it does not have the version."""
+    setbacks: list[tuple[str, str]] = field(default_factory=list[tuple[str, str]])
+    """(engine, why) of every round in which one failed, also if it has the version by now."""
     seconds: dict[str, float] = field(default_factory=dict[str, float])
     """By phase: enrol, connect, broadcast, prove."""
 

@@ -78,7 +78,7 @@ class Engines:
         parts: dict[str, Part] = {}
         first_rank = 1
         for name, part in gathering.waiting.items():
-            parts[name] = replace(part, state="go", group=group, first_rank=first_rank, world_size=world_size)
+            parts[name] = replace(part, state="go", group=group, first_rank=first_rank, world_size=world_size, since=0)
             first_rank += part.ranks
         await write_parts(self._redis, self._keys, version, parts)
 

@@ -11,6 +11,7 @@ from services.trainer.broadcast_version import Broadcaster, Outcome, Proofs
 from services.trainer.rendezvous import in_thread
 from services.trainer.stage_weights import Stage, Staged
 from services.trainer.step_ledger import StepLedger
+from services.trainer.takes import takes_of
 from services.trainer.tell import tell
 from services.trainer.weight_buckets import WeightBuckets, checksum, engine_checksums
 from shared.await_redis import AwaitRedis
@@ -104,9 +105,10 @@ class WeightPublisher:
             if staged.version == 0:
                 await self._first_engine()
             outcome = await self._send_through_outages(staged, proofs)
+            seconds = {"hash": hashed_s, **outcome.seconds, "total": time.monotonic() - started}
+            report, takes = _report(staged, proofs, outcome, seconds), takes_of(outcome, time.time())
+            await self._await_redis(lambda: self._ledger.note_takes(staged.version, takes, report.nbytes, seconds))
         await self._await_redis(lambda: self._ledger.served(staged.version))
-        seconds = {"hash": hashed_s, **outcome.seconds, "total": time.monotonic() - started}
-        report = _report(staged, proofs, outcome, seconds)
         self._log_report("weights_published", report)
         return report
 
@@ -138,6 +140,7 @@ class WeightPublisher:
         async with self._lock:
             staged, proofs = self._newest
             outcome = await self._send(staged, proofs, 1)
+            await self._ledger.note_takes(staged.version, takes_of(outcome, time.time()))
         if not outcome.done and not outcome.failed:
             await asyncio.sleep(JOINER_RETRY_S[0])  # it died, or takes part in an older announcement still
             return False
@@ -155,14 +158,15 @@ class WeightPublisher:
                 await asyncio.sleep(SETTLE_S)
 
     async def _send(self, staged: Staged, proofs: Proofs, rounds: int) -> Outcome:
-        until, failed = time.monotonic() + self._deadlines.update_s, dict[str, str]()
+        until = time.monotonic() + self._deadlines.update_s
         outcome = await self._broadcaster.round(staged, proofs)
+        setbacks = list(outcome.failed.items())
         while outcome.failed and rounds > 1 and time.monotonic() < until:
             rounds -= 1
-            failed |= outcome.failed
             outcome = await self._broadcaster.round(staged, proofs)
-        failed |= outcome.failed
-        outcome.failed = {name: reason for name, reason in failed.items() if name not in outcome.done}
+            setbacks += outcome.failed.items()
+        outcome.setbacks = setbacks
+        outcome.failed = {name: reason for name, reason in setbacks if name not in outcome.done}
         for name, reason in outcome.failed.items():
             detail = {"version": staged.version, "engine": name, "reason": reason}
             await tell(self._redis, self._run, self._log, "weights_failed", detail)

@@ -3,7 +3,9 @@
 What else only the one trainer of a run may write goes through here, too: versions, and what leaves Redis.
 """
 
-from dataclasses import dataclass
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from typing import cast
 
 from redis.asyncio import Redis
@@ -13,6 +15,7 @@ from shared.messages import GroupReady, StepCommit, StepIntent, StepRecord, Weig
 from shared.scripts import Ledger
 from shared.streams import Message, Stream
 from shared.topology import STEPS, Keys
+from shared.version_ledger import Take, read_record, with_announcement, with_takes
 
 PAGE = 1000
 
@@ -81,8 +84,22 @@ class StepLedger:
         return await self._ledger.commit(self._epoch, commit, intent.group_ids, tokens)
 
     async def announce(self, version: WeightVersion) -> None:
-        """Offer a version to the engines."""
-        await self._ledger.announce(self._epoch, version)
+        """Offer a version to the engines, and begin its record."""
+        known = await read_record(self.redis, self._keys, version.version)
+        await self._ledger.announce(self._epoch, version, with_announcement(known, version, time.time()))
+
+    async def note_takes(
+        self, version: int, takes: Mapping[str, Take], nbytes: int = 0, seconds: Mapping[str, float] | None = None
+    ) -> None:
+        """Keep what became of an announced version at these engines; `seconds` and `nbytes` of its publication."""
+        record = await read_record(self.redis, self._keys, version)
+        if record is None:
+            await self.check(0)
+            raise LedgerBehind(f"run {self.run}: Redis lost its last writes and does not know version {version}")
+        noted = with_takes(record, takes)
+        if seconds is not None:
+            noted = replace(noted, nbytes=nbytes, seconds=dict(seconds))
+        await self._ledger.note_version(self._epoch, version, noted)
 
     async def served(self, version: int) -> None:
         """Count a version as served, which lets the groups of a further step be released."""

@@ -1,6 +1,7 @@
 """What only the one trainer of a run may write: a replaced one changes nothing, nor one that Redis has forgotten."""
 
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -10,6 +11,7 @@ from services.trainer.step_ledger import StepLedger
 from shared.errors import FencedOut, LedgerBehind
 from shared.messages import Rendezvous, StepIntent, WeightVersion
 from shared.scripts import Ledger
+from shared.version_ledger import Take
 from tests.services.trainer.bench import KEYS
 from tests.services.trainer.recorded_groups import feed
 
@@ -18,6 +20,7 @@ WRITES: dict[str, Callable[[StepLedger], Awaitable[Any]]] = {
     "an intent": lambda ledger: ledger.intend(StepIntent(1, [0], 0, 1), []),
     "a commit": lambda ledger: ledger.commit(StepIntent(1, [0], 0, 1), {}, 1),
     "an announcement": lambda ledger: ledger.announce(VERSION),
+    "what engines made of a version": lambda ledger: ledger.note_takes(1, {"one": Take("done", 1.0)}),
     "a served version": lambda ledger: ledger.served(2),
     "the deletion of groups": lambda ledger: ledger.forget(StepIntent(1, [0], 0, 0)),
 }
@@ -28,6 +31,7 @@ async def test_a_trainer_that_was_replaced_writes_nothing(redis: Redis, write: s
     old, new = StepLedger(redis, "r1"), StepLedger(redis, "r1")
     await feed(redis, "r1", [0])
     await old.take_over()
+    await old.announce(replace(VERSION, version=1))
     await new.take_over()
     before = await everything(redis)
     with pytest.raises(FencedOut, match="another trainer took this run over; this one stops"):
@@ -39,6 +43,7 @@ async def test_a_trainer_that_was_replaced_writes_nothing(redis: Redis, write: s
 async def test_a_trainer_that_redis_has_forgotten_learns_of_it_by_any_write(redis: Redis, write: str) -> None:
     ledger = StepLedger(redis, "r1")
     await feed(redis, "r1", [0])
+    await ledger.announce(replace(VERSION, version=1))
     before = await everything(redis)
     await ledger.take_over()
     await redis.delete(KEYS.trainer_epoch)
