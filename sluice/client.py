@@ -10,6 +10,7 @@ import httpx
 
 from shared.errors import SluiceError
 from shared.ledger_answers import DeadEntry, DeadLetterList, Discarded, LedgerAnswer, Lineage, Redriven
+from shared.weights_answers import VersionDetails, VersionList
 from sluice.answers import Dataset, Run, Sample, Step, StreamEvent
 
 CHUNK_BYTES = 256 * 1024
@@ -128,6 +129,15 @@ class Client:
     def lineage(self, run: str, group_id: int) -> Lineage:
         """One group, from its prompt to the weights that it trained."""
         return Lineage.model_validate(self._get(f"/v1/runs/{_quoted(run)}/lineage/{group_id}"))
+
+    def weights(self, run: str, limit: int = 50, before: int | None = None) -> VersionList:
+        """The newest weight versions, or those before one of them."""
+        wanted = {"limit": limit, **({} if before is None else {"before": before})}
+        return VersionList.model_validate(self._get(f"/v1/runs/{_quoted(run)}/weights", **wanted))
+
+    def weight_version(self, run: str, version: int) -> VersionDetails:
+        """One version: where it came from, and when and how each engine took it."""
+        return VersionDetails.model_validate(self._get(f"/v1/runs/{_quoted(run)}/weights/{version}"))
 
     def dead_letters(self, run: str, limit: int = 100) -> DeadLetterList:
         """Entries that were given up, newest first."""

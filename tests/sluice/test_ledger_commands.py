@@ -1,7 +1,6 @@
 """`sluice ledger`, `lineage`, `dead` and `run delete` against a real gateway: tables in 80 columns, exit codes."""
 
 import json
-from collections.abc import Iterator
 
 import pytest
 from redis.asyncio import Redis
@@ -9,21 +8,7 @@ from redis.asyncio import Redis
 from services.reward.attempts import Attempts
 from shared.streams import Delivery
 from tests.services.gateway.ledger.played_run import PlayedRun
-from tests.sluice.conftest import Outcome, Sluice
-
-COLUMNS = 80
-
-
-@pytest.fixture
-def narrow(connected: Sluice, monkeypatch: pytest.MonkeyPatch) -> Iterator[Sluice]:
-    monkeypatch.setenv("COLUMNS", str(COLUMNS))
-
-    def call(*arguments: str) -> Outcome:
-        outcome = connected(*arguments)
-        assert max(map(len, outcome.out.splitlines()), default=0) <= COLUMNS or "--json" in arguments
-        return outcome
-
-    yield call
+from tests.sluice.conftest import Sluice
 
 
 @pytest.fixture
