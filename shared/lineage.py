@@ -36,6 +36,10 @@ class Lineage:
         """Whether the state after `step` comes from the state after `ancestor`."""
         return any(ancestor in span for span in self.spans(step))
 
+    def way(self, after: int, step: int) -> list[int]:
+        """The steps from the state after `after`, which `step` comes from, to the state after `step`, in order."""
+        return sorted(one for span in self.spans(step) for one in span if one > after)
+
     def left_at(self, newest: int, step: int) -> int | None:
         """The rollback that went back behind a step; None if the state after `newest` comes from it."""
         for span in self.spans(newest):
@@ -83,3 +87,12 @@ def spans(versions: Collection[int]) -> list[tuple[int, int]]:
 def in_words(versions: Collection[int]) -> str:
     """`0, 6 to 8`."""
     return ", ".join(str(a) if a == b else f"{a} to {b}" for a, b in spans(versions)) or "none"
+
+
+def why_gone(version: int, can: Collection[int]) -> str:
+    """What a person is told who wants a version that is not among those that can be had."""
+    return (
+        f"version {version} cannot be had any more: no checkpoint at or before it is kept from which the steps up to it"
+        f" could be trained again; those that can be had: {in_words(can)} (trainer.keep_checkpoints and trainer.archive"
+        " of a run say how many that are)"
+    )

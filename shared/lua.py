@@ -356,27 +356,3 @@ redis.call('HSET', KEYS[2], ARGV[2], ARGV[3])
 return 1
 """
 )
-
-ANNOUNCE = (
-    EPOCH
-    + """
--- KEYS trainer epoch, weights, versions; ARGV epoch, entry, most entries that are kept, version, its record
-local epoch = check_epoch(KEYS[1], ARGV[1])
-if epoch ~= 0 then return epoch end
-redis.call('XADD', KEYS[2], 'MAXLEN', '~', ARGV[3], '*', 'm', ARGV[2])
-redis.call('HSET', KEYS[3], ARGV[4], ARGV[5])
-return 1
-"""
-)
-"""Engines take the newest entry, whoever wrote it."""
-
-NOTE_VERSION = (
-    EPOCH
-    + """
--- KEYS trainer epoch, versions; ARGV epoch, version, its record
-local epoch = check_epoch(KEYS[1], ARGV[1])
-if epoch ~= 0 then return epoch end
-redis.call('HSET', KEYS[2], ARGV[2], ARGV[3])
-return 1
-"""
-)

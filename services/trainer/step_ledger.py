@@ -11,7 +11,9 @@ from typing import cast
 from redis.asyncio import Redis
 
 from shared.errors import FencedOut, LedgerBehind, RunRejected
+from shared.lineage import Lineage, read_lineage
 from shared.messages import GroupReady, StepCommit, StepIntent, StepRecord, WeightVersion
+from shared.rollback import Rollback, read_rollback
 from shared.scripts import Ledger
 from shared.streams import Message, Stream
 from shared.topology import STEPS, Keys
@@ -57,6 +59,10 @@ class StepLedger:
         step, intended, forgotten = (counts.get(name, 0) for name in ("step", "intended", "forgotten_step"))
         return Position(step, intended, forgotten, counts.get("weight_version", -1))
 
+    async def lineage(self) -> Lineage:
+        """Which steps went back to which versions."""
+        return await read_lineage(self.redis, self._keys)
+
     async def is_taken_over(self) -> bool:
         """Whether another trainer has taken this run over."""
         return await self._written_epoch() > self._epoch
@@ -77,6 +83,18 @@ class StepLedger:
         await self._ledger.intend(self._epoch, intent, [group.entry_id for group in groups], stale)
         for group in groups:
             group.stream.release(group.entry_id)
+
+    async def roll_back(self, intent: StepIntent, slots: int, asked: Rollback) -> None:
+        """Record a step that goes back to an older version, which was asked for; `slots` are the groups of a step."""
+        await self._ledger.roll_back(self._epoch, intent, slots, asked)
+
+    async def refuse_rollback(self, asked: Rollback, reason: str) -> None:
+        """Say why the run does not go back."""
+        await self._ledger.refuse_rollback(self._epoch, asked, reason)
+
+    async def rollback(self) -> Rollback | None:
+        """The rollback that was asked for last, and what became of it."""
+        return await read_rollback(self.redis, self._keys)
 
     async def commit(self, intent: StepIntent, metrics: dict[str, float], tokens: int) -> bool:
         """Record a finished step; one that was trained again after a crash is recorded once, and False comes back."""

@@ -87,7 +87,8 @@ def check_counters(now: Snapshot, records: Records, verdict: Verdict) -> None:
     """Every counter says what the bitmaps say."""
     step = now.count("step")
     in_steps = sum(len(groups) for number, groups in records.up_to(now.count("intended")).items() if number > step)
-    ours = now.count("released") + now.count("eval_released") - now.count("inherited")
+    others = now.count("inherited") + now.count("rolled_back")  # slots that are taken up, by no group of this run
+    ours = now.count("released") + now.count("eval_released") - others
     facts: dict[str, tuple[int, int]] = {
         "groups released, by counter and by id": (ours, now.groups),
         "groups trained and in a step, by counter and by bitmap": (now.count("trained") + in_steps, _sum(now.trained)),

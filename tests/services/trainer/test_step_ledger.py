@@ -10,6 +10,7 @@ from redis.asyncio import Redis
 from services.trainer.step_ledger import StepLedger
 from shared.errors import FencedOut, LedgerBehind
 from shared.messages import Rendezvous, StepIntent, WeightVersion
+from shared.rollback import Rollback
 from shared.scripts import Ledger
 from shared.version_ledger import Take
 from tests.services.trainer.bench import KEYS
@@ -18,6 +19,8 @@ from tests.services.trainer.recorded_groups import feed
 VERSION = WeightVersion(2, 2, [], "checksum", {}, Rendezvous("127.0.0.1", 1, "group", "gloo", 0.0, 0.0))
 WRITES: dict[str, Callable[[StepLedger], Awaitable[Any]]] = {
     "an intent": lambda ledger: ledger.intend(StepIntent(1, [0], 0, 1), []),
+    "a rollback": lambda ledger: ledger.roll_back(StepIntent(1, [], 0, 1), 3, Rollback(0, 1.0)),
+    "the refusal of a rollback": lambda ledger: ledger.refuse_rollback(Rollback(0, 1.0), "it is gone"),
     "a commit": lambda ledger: ledger.commit(StepIntent(1, [0], 0, 1), {}, 1),
     "an announcement": lambda ledger: ledger.announce(VERSION),
     "what engines made of a version": lambda ledger: ledger.note_takes(1, {"one": Take("done", 1.0)}),
@@ -72,3 +75,19 @@ async def test_before_the_first_version_there_is_none_to_take_back(redis: Redis)
 
 async def everything(redis: Redis) -> dict[bytes, bytes | None]:
     return {key: await redis.dump(key) for key in sorted(await redis.keys())}
+
+
+async def test_a_rollback_is_recorded_once_and_only_behind_the_newest_committed_step(redis: Redis) -> None:
+    ledger, asked = StepLedger(redis, "r1"), Rollback(0, 1.0)
+    await ledger.take_over()
+    with pytest.raises(LedgerBehind, match="what step 2 goes back from"):
+        await ledger.roll_back(StepIntent(2, [], 0, 1), 3, asked)
+    for _ in range(2):
+        await ledger.roll_back(StepIntent(1, [], 0, 1), 3, asked)
+    with pytest.raises(LedgerBehind):
+        await ledger.roll_back(StepIntent(2, [], 0, 1), 3, asked)
+    counters = await Ledger(redis, KEYS).counters()
+    assert (counters["intended"], counters["released"], counters["rolled_back"]) == (1, 3, 3)
+    assert (await ledger.lineage()).rollbacks == {1: 0}
+    assert await ledger.rollback() == Rollback(0, 1.0, "recorded", 1)
+    assert [intent.is_rollback for intent in await ledger.intents(0)] == [True]
