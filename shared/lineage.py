@@ -5,7 +5,7 @@ older version: the state after it is the state after that version's step. So eve
 that a rollback went back behind are a branch that ends there.
 """
 
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import cast
 
@@ -84,9 +84,14 @@ def spans(versions: Collection[int]) -> list[tuple[int, int]]:
     return found
 
 
-def in_words(versions: Collection[int]) -> str:
+def spans_in_words(found: Sequence[tuple[int, int]]) -> str:
     """`0, 6 to 8`."""
-    return ", ".join(str(a) if a == b else f"{a} to {b}" for a, b in spans(versions)) or "none"
+    return ", ".join(str(first) if first == last else f"{first} to {last}" for first, last in found) or "none"
+
+
+def in_words(versions: Collection[int]) -> str:
+    """Numbers as spans: [0, 6, 7, 8] -> `0, 6 to 8`."""
+    return spans_in_words(spans(versions))
 
 
 def why_gone(version: int, can: Collection[int]) -> str:

@@ -1,7 +1,9 @@
 """The JSON objects of a run's weight versions and of the update that is under way, with an example each."""
 
+from typing import Literal
+
 from shared.rest_answers import Answer, example
-from shared.weights_examples import SUMMARY, UPDATE, VERSION, VERSIONS
+from shared.weights_examples import ROLLBACK, SUMMARY, UPDATE, VERSION, VERSIONS
 
 Span = tuple[int, int]
 """The first and the last of versions in a row."""
@@ -84,6 +86,23 @@ class VersionDetails(VersionSummary):
     """Engines that took it and are not listed."""
 
 
+class RollbackAnswer(Answer):
+    """The rollback of a run that was asked for last."""
+
+    model_config = example(ROLLBACK)
+    run: str
+    version: int
+    """The one that the run is to go back to."""
+    state: Literal["asked", "recorded", "refused"]
+    """asked: the trainer takes it up behind its step in hand; recorded: it is done, whatever happens; refused: nothing
+    changes."""
+    asked: float
+    step: int | None
+    """recorded: the step that goes back, and the number under which the old weights are published again."""
+    reason: str
+    """refused: why, and what could be had."""
+
+
 class VersionList(Answer):
     """Versions, newest first."""
 
@@ -93,6 +112,7 @@ class VersionList(Answer):
     versions: list[VersionSummary]
     available: list[Span] | None
     """All versions that a rollback could go to now; null where the run's folder is not on the gateway's machine."""
+    rollback: RollbackAnswer | None
 
 
 class UpdateStatus(Answer):
@@ -108,4 +128,6 @@ class UpdateStatus(Answer):
     done_until: float
     complete: bool
     """Every engine that is up has it."""
+    rollback: RollbackAnswer | None = None
+    """One that is asked for, or recorded and not published yet."""
     engines: list[EngineState]

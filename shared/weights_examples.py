@@ -53,7 +53,21 @@ VERSION: dict[str, Any] = {
     "more_takes": 0,
     "parent_run": None,
 }
-VERSIONS: dict[str, Any] = {"run": "sums-grpo", "current": 12, "versions": [SUMMARY], "available": [(0, 0), (6, 12)]}
+ROLLBACK: dict[str, Any] = {
+    "run": "sums-grpo",
+    "version": 8,
+    "state": "recorded",
+    "asked": 1760000395.0,
+    "step": 13,
+    "reason": "",
+}
+VERSIONS: dict[str, Any] = {
+    "run": "sums-grpo",
+    "current": 12,
+    "versions": [SUMMARY],
+    "available": [(0, 0), (6, 12)],
+    "rollback": ROLLBACK,
+}
 UPDATE: dict[str, Any] = {
     "run": "sums-grpo",
     "version": 12,

@@ -10,7 +10,7 @@ import httpx
 
 from shared.errors import SluiceError
 from shared.ledger_answers import DeadEntry, DeadLetterList, Discarded, LedgerAnswer, Lineage, Redriven
-from shared.weights_answers import VersionDetails, VersionList
+from shared.weights_answers import RollbackAnswer, VersionDetails, VersionList
 from sluice.answers import Dataset, Run, Sample, Step, StreamEvent
 
 CHUNK_BYTES = 256 * 1024
@@ -138,6 +138,11 @@ class Client:
     def weight_version(self, run: str, version: int) -> VersionDetails:
         """One version: where it came from, and when and how each engine took it."""
         return VersionDetails.model_validate(self._get(f"/v1/runs/{_quoted(run)}/weights/{version}"))
+
+    def roll_back(self, run: str, version: int) -> RollbackAnswer:
+        """Ask a live run to go back to an older version; `weights(run).rollback` says what became of it."""
+        path = f"/v1/runs/{_quoted(run)}/weights/{version}/rollback"
+        return RollbackAnswer.model_validate(self._ask("POST", path).json())
 
     def dead_letters(self, run: str, limit: int = 100) -> DeadLetterList:
         """Entries that were given up, newest first."""

@@ -36,7 +36,7 @@ from shared.await_redis import AwaitRedis
 from shared.lineage import Lineage
 from shared.messages import GroupReady
 from shared.run_settings import RunSettings
-from shared.runs import Runs
+from shared.runs import RunRecord, Runs
 from shared.scripts import Ledger
 from shared.service import Serving, run_folder
 from shared.streams import Delivery, Stream
@@ -90,27 +90,20 @@ async def prepare_run(
     position, manifest = await await_redis(ledger.position), manifest_of(settings)
     lineage = await await_redis(ledger.lineage)
     checkpoints = replace(checkpoints, is_ours=partial(_is_ours, lineage, position.intended))
-    open_archive(folder, owner_of(serving.record))
-    if settings.trainer.export_every:
-        own_folder(folder / EXPORTS, serving.record)
+    _own_folders(folder, serving.record)
     archived = partial(is_archived, folder)
     done = await compute.run(take_up, learner, checkpoints, position, lineage, archived, manifest, log)
     log.info("model_ready", run=serving.run, device=str(device), dtype=settings.model.dtype, step=done)
 
-    policy = _policy(settings, max(lineage.rollbacks, default=0))
-    buffer = SampleBuffer(_groups(serving), keys, policy, await_redis)
+    buffer = SampleBuffer(_groups(serving), keys, _policy(settings, lineage), await_redis)
     await buffer.open()
     is_stopping = partial(_is_stopping, Runs(redis), serving.run, await_redis)
     gate = EvaluationGate(redis, settings, is_stopping, await_redis, log)
     publisher = open_publisher(serving, ledger) if settings.kind == "rl" else None
-    versions = (
-        PublishedVersions(publisher, learner, compute, gate, position.told)
-        if publisher
-        else CountedVersions(ledger, await_redis)
-    )
+    counted = CountedVersions(ledger, await_redis)
+    versions = PublishedVersions(publisher, learner, compute, gate, position.told) if publisher else counted
     writer = CheckpointWriter(checkpoints, compute, log)
     archive = StepArchive(redis, keys, ledger, folder) if settings.trainer.archive else None
-    told = partial(tell, redis, serving.run, log)
     loop = TrainingLoop(
         steps=settings.trainer.steps,
         seed=settings.seed,
@@ -124,14 +117,14 @@ async def prepare_run(
         share=partial(team.share, settings),
         learner=learner,
         ranks=team.ranks.size,
-        watch=watch_of(serving.run, settings, told),
+        watch=watch_of(serving.run, settings, partial(tell, redis, serving.run, log)),
         versions=versions,
         writer=writer,
         manifest=manifest,
         retention=Retention(redis, keys, ledger, archive),
         stored=StoredLimit(Ledger(redis, keys), settings),
         lineage=lineage,
-        go_back=GoBack(ledger, checkpoints, lineage, settings, archived, told),
+        go_back=GoBack(ledger, checkpoints, lineage, settings, archived, partial(tell, redis, serving.run, log)),
         compute=compute,
         is_stopping=is_stopping,
         redis=await_redis,
@@ -142,19 +135,26 @@ async def prepare_run(
     return PreparedRun(loop, done, gate, metrics, learner, folder, background, close)
 
 
+def _own_folders(folder: Path, record: RunRecord) -> None:
+    """Set aside what an earlier run of the same name left in those that this one writes to."""
+    open_archive(folder, owner_of(record))
+    if record.settings.trainer.export_every:
+        own_folder(folder / EXPORTS, record)
+
+
 def _is_ours(lineage: Lineage, intended: int, step: int) -> bool:
     """Whether the state after a step is on the way to the newest recorded one, or comes after it."""
     return step > intended or lineage.includes(intended, step)
 
 
-def _policy(settings: RunSettings, went_back: int) -> BatchPolicy:
+def _policy(settings: RunSettings, lineage: Lineage) -> BatchPolicy:
     rollout, is_rl = settings.rollout, settings.kind == "rl"
     return BatchPolicy(
         groups_per_step=rollout.groups_per_step,
         max_staleness=rollout.max_staleness if is_rl else None,
         staleness=rollout.staleness_policy if is_rl else "wait",  # rows in order: the same run each time
         select=load_selection(rollout.selection),
-        since=went_back if is_rl else 0,
+        since=max(lineage.rollbacks, default=0) if is_rl else 0,
     )
 
 

@@ -63,4 +63,6 @@ def _update(update: UpdateStatus) -> list[RenderableType]:
     up = [one for one in update.engines if one.up]
     done = sum(one.state == "done" for one in up)
     text = f"weights      version {update.version}, announced {clock(update.announced)}; {done} of {len(up)} engines"
-    return [f"{text} have it", "", engine_table(update.engines)]
+    asked = update.rollback
+    back = [f"rollback     to version {asked.version}, asked for {clock(asked.asked)}: {asked.state}"] if asked else []
+    return [f"{text} have it", *back, "", engine_table(update.engines)]

@@ -1,16 +1,18 @@
-"""`sluice weights ...`: the versions of a run, what each was made from, and which engines took it."""
+"""`sluice weights ...`: the versions of a run, which engines took them, and a way back to an older one."""
 
 from typing import Annotated, Any
 
 import typer
 from rich.console import Group, RenderableType
 
+from shared.lineage import spans_in_words
 from shared.weights_answers import VersionDetails, VersionList, VersionSummary
 from sluice.cli.engine_table import SHORT, engine_table
+from sluice.cli.follow_rollback import follow_rollback
 from sluice.cli.options import AsJson, Config, client_of
-from sluice.cli.output import clock, short_clock, show, size, table
+from sluice.cli.output import clock, note, print_json, short_clock, show, size, table
 
-app = typer.Typer(help="Weight versions: what each was made from, and which engines took it.", no_args_is_help=True)
+app = typer.Typer(help="Weight versions: what made them, who took them, and a way back.", no_args_is_help=True)
 
 RunName = Annotated[str, typer.Argument(help="Name of the run.")]
 Number = Annotated[int, typer.Argument(min=0, help="Number of the version, as in `sluice weights list`.")]
@@ -39,6 +41,30 @@ def show_(run: RunName, version: Number, config: Config = None, as_json: AsJson 
     show(as_json, found, Group(*_details(found)))
 
 
+@app.command("rollback")
+def rollback(
+    run: RunName,
+    version: Number,
+    detach: Annotated[bool, typer.Option("--detach", "-d", help="Return once the run is asked.")] = False,
+    within_s: Annotated[float, typer.Option("--within", min=1, help="Most seconds to wait for the engines.")] = 600.0,
+    config: Config = None,
+    as_json: AsJson = False,
+) -> None:
+    """Make a live run go back to an older version, and wait until its engines serve it. Exit code 1 if it does not."""
+    with client_of(config) as client:
+        asked = client.roll_back(run, version)
+        if not detach:
+            asked = follow_rollback(client, asked, within_s)
+        made = None if asked.step is None else client.weight_version(run, asked.step)
+    if as_json:
+        print_json(asked)
+    elif made is None:
+        note(f"run {run} is to go back to version {version}; `sluice weights list {run}` shows when it has")
+    else:
+        text = f"version {made.version} of run {run} has the weights of version {made.parent}"
+        note(f"{text}, and the run goes on from it; taken by {_engines(made)} engines")
+
+
 def _list(found: VersionList) -> list[RenderableType]:
     name, metric = (
         ("reward", "reward_mean") if any("reward_mean" in v.metrics for v in found.versions) else ("loss",) * 2
@@ -57,7 +83,13 @@ def _list(found: VersionList) -> list[RenderableType]:
         )
         for one in found.versions
     ]
-    return [table(columns, rows, fixed=columns[:-1])]
+    views: list[RenderableType] = [table(columns, rows, fixed=columns[:-1])]
+    if found.available is not None:
+        views += ["", f"a rollback could go to: {spans_in_words(found.available)}"]
+    asked = found.rollback
+    if asked is not None and asked.state != "recorded":
+        views.append(f"a rollback to version {asked.version} was {asked.state}{asked.reason and f': {asked.reason}'}")
+    return views
 
 
 def _details(found: VersionDetails) -> list[RenderableType]:

@@ -1,13 +1,17 @@
 """`sluice weights` and the update in `sluice status` against a real gateway: tables in 80 columns, exit codes."""
 
+import asyncio
 import json
 from collections.abc import AsyncIterator
 
 import pytest
 from redis.asyncio import Redis
 
+from shared.messages import StepCommit, StepIntent
+from shared.rollback import read_rollback
 from shared.topology import ACTIVE
 from shared.version_ledger import Take
+from tests.conftest import until
 from tests.services.gateway.ledger.played_run import PlayedRun
 from tests.services.gateway.weights.published_run import engine, publish, train
 from tests.sluice.conftest import Sluice
@@ -58,3 +62,45 @@ async def test_the_status_shows_an_engine_that_hangs_in_an_update(narrow: Sluice
         ["two", "failed,"],
     ]
     assert json.loads(narrow("status", "--json").out)["gateway"]["update"]["version"] == 1
+
+
+async def test_a_rollback_is_waited_for_until_the_older_weights_are_published_again(
+    narrow: Sluice, run: PlayedRun
+) -> None:
+    """The trainer is played beside the command, which waits in a thread of its own."""
+    waiting = asyncio.create_task(asyncio.to_thread(narrow, "weights", "rollback", "r1", "0"))
+    await until(lambda: is_asked(run))
+    asked = await read_rollback(run.redis, run.keys)
+    assert asked is not None
+    await run.ledger.roll_back(run.epoch, StepIntent(2, [], 0, 1), 4, asked)
+    await run.ledger.commit(run.epoch, StepCommit(2, 2, {}), [], 0)
+    await publish(run, 2, one=TOOK)
+    outcome = await asyncio.wait_for(waiting, 20)
+    assert outcome.code == 0
+    assert "version 2 of run r1 has the weights of version 0, and the run goes on from it" in outcome.err
+    assert "taken by 1 of 1 engines" in outcome.err
+    assert "left at 2" in narrow("weights", "list", "r1").out
+
+
+async def test_a_rollback_that_is_refused_or_late_or_of_a_run_that_ends_is_an_error(
+    narrow: Sluice, run: PlayedRun
+) -> None:
+    wrong = narrow("weights", "rollback", "r1", "7")
+    assert (wrong.code, "give one of 0 to 1" in wrong.err) == (1, True)
+    late = narrow("weights", "rollback", "r1", "0", "--within", "1")
+    assert (late.code, "was not taken up by the trainer yet after 1 s" in late.err) == (1, True)
+    asked = json.loads(narrow("weights", "rollback", "r1", "0", "--detach", "--json").out)
+    assert (asked["state"], asked["step"]) == ("asked", None)
+    assert "a rollback to version 0 was asked" in narrow("weights", "list", "r1").out
+    standing = await read_rollback(run.redis, run.keys)
+    assert standing is not None
+    await run.ledger.refuse_rollback(run.epoch, standing, "version 0 cannot be had any more")
+    assert "was refused: version 0 cannot" in " ".join(narrow("weights", "list", "r1").out.split())
+    narrow("weights", "rollback", "r1", "0", "--detach")
+    await run.redis.hset(run.keys.record, "state", "finished")
+    ended = narrow("weights", "rollback", "r1", "0")
+    assert (ended.code, "sluice branch r1 --from 0" in ended.err) == (1, True)
+
+
+async def is_asked(run: PlayedRun) -> bool:
+    return await read_rollback(run.redis, run.keys) is not None

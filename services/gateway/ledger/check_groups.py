@@ -108,11 +108,20 @@ def check_counters(now: Snapshot, records: Records, verdict: Verdict) -> None:
     verdict.expect(not strange, f"{named(strange)}: kept as dead, but not dropped")
 
 
-def excess(now: Snapshot, settings: RunSettings) -> int:
-    """Groups under way beyond what admission allowed at any version so far; 0 if none."""
+def excess(now: Snapshot, records: Records, settings: RunSettings) -> int:
+    """Groups under way beyond what admission allowed at any version so far; 0 if none.
+
+    A rollback takes up the slots of a step, also where groups were released for all steps that are left.
+    """
+    size, intended = settings.rollout.groups_per_step, now.count("intended")
+    rollbacks = [step for step, groups in records.up_to(intended).items() if not groups]
+
+    def limit(version: int) -> int:
+        return admission_limit(settings, version) - size * sum(step <= version for step in rollbacks)
+
     version = max(now.count("weight_version"), settings.branch.step if settings.branch else 0)
-    limit = max(admission_limit(settings, earlier) for earlier in range(version + 1))
-    return max(now.count("released") - now.count("dropped") - limit, 0)
+    under_way = now.count("released") - size * len(rollbacks) - now.count("dropped")
+    return max(under_way - max(map(limit, range(version + 1))), 0)
 
 
 def check_lost(lost: Mapping[int, str], verdict: Verdict) -> None:

@@ -1,5 +1,6 @@
 """The newest announcement of a run and what engines make of it -> the update as the REST API tells it."""
 
+from dataclasses import asdict
 from typing import Any, cast
 
 from redis.asyncio import Redis
@@ -7,9 +8,10 @@ from redis.asyncio import Redis
 from services.gateway.weights.engine_states import engine_states
 from shared.errors import WireError
 from shared.messages import Codec, WeightVersion
+from shared.rollback import read_rollback
 from shared.topology import WEIGHTS, Keys
 from shared.version_ledger import read_record
-from shared.weights_answers import UpdateStatus
+from shared.weights_answers import RollbackAnswer, UpdateStatus
 
 
 async def describe_update(redis: Redis, run: str) -> UpdateStatus | None:
@@ -35,4 +37,12 @@ async def describe_update(redis: Redis, run: str) -> UpdateStatus | None:
         done_until=meeting.done_until,
         complete=bool(up) and all(one.state == "done" for one in up),
         engines=states,
+        rollback=await _rollback(redis, keys, version),
     )
+
+
+async def _rollback(redis: Redis, keys: Keys, newest: int) -> RollbackAnswer | None:
+    """One whose weights engines have not been offered yet."""
+    found = await read_rollback(redis, keys)
+    waits = found is not None and (found.state == "asked" or (found.step or 0) > newest)
+    return RollbackAnswer(run=keys.run, **asdict(found)) if found is not None and waits else None

@@ -1,6 +1,6 @@
 """Recorded steps and what is kept of published versions -> the versions of a run as the REST API tells them."""
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +11,12 @@ from services.gateway.weights.engine_states import engine_states
 from services.gateway.weights.read_step_facts import StepFacts, read_step_facts
 from services.gateway.weights.what_is_kept import what_is_kept
 from shared.lineage import Lineage, read_lineage, spans
+from shared.rollback import read_rollback
 from shared.runs import RunRecord
 from shared.scripts import Ledger
 from shared.topology import Keys
 from shared.version_ledger import VersionRecord, read_records
-from shared.weights_answers import VersionDetails, VersionList, VersionSummary
+from shared.weights_answers import RollbackAnswer, VersionDetails, VersionList, VersionSummary
 
 KEY_METRICS = ("reward_mean", "loss", "preference_accuracy", "kl", "grad_norm")
 """Of a step, in a list of versions."""
@@ -45,12 +46,13 @@ async def list_versions(
     facts = await read_step_facts(redis, keys, versions[-1], last) if versions else {}
     records = await read_records(redis, keys, versions)
     found = [_summary(version, facts.get(version), records.get(version), standing) for version in versions]
-    kept = standing.available
+    kept, asked = standing.available, await read_rollback(redis, keys)
     return VersionList(
         run=record.run,
         current=standing.current,
         versions=[one for one in found if one.committed or one.checksum],
         available=None if kept is None else spans(kept),
+        rollback=None if asked is None else RollbackAnswer(run=record.run, **asdict(asked)),
     )
 
 

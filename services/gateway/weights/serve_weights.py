@@ -1,4 +1,4 @@
-"""/v1/runs/{run}/weights: the versions of a run, where they came from and which engines took them."""
+"""/v1/runs/{run}/weights: the versions of a run, which engines took them, and a way back to an older one."""
 
 from typing import Annotated, Any
 
@@ -7,8 +7,9 @@ from fastapi import APIRouter, Path, Query
 from services.gateway.parts import AllParts
 from services.gateway.serve_runs import Found
 from services.gateway.weights.describe_versions import describe_version, list_versions
+from services.gateway.weights.want_rollback import want_rollback
 from shared.rest_answers import ErrorAnswer
-from shared.weights_answers import VersionDetails, VersionList
+from shared.weights_answers import RollbackAnswer, VersionDetails, VersionList
 
 routes = APIRouter(prefix="/v1/runs", tags=["weights"])
 _MISSING: dict[int | str, dict[str, Any]] = {404: {"model": ErrorAnswer}}
@@ -30,3 +31,10 @@ async def list_weights(
 async def show_weights(parts: AllParts, record: Found, version: Number) -> VersionDetails:
     """One version: its checksum, what its step trained, and when and how each engine took it."""
     return await describe_version(parts.redis, record, parts.runs_folder, version)
+
+
+@routes.post("/{run}/weights/{version}/rollback", status_code=202, responses={**_MISSING, 409: {"model": ErrorAnswer}})
+async def roll_back(parts: AllParts, record: Found, version: Number) -> RollbackAnswer:
+    """Ask a live run to go back: its trainer records a step that starts from this version, publishes its weights under
+    the number of that step, and trains on from there. What became of it is in `rollback` of the list of versions."""
+    return await want_rollback(parts.redis, record, parts.runs_folder, version)

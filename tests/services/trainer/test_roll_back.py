@@ -48,7 +48,7 @@ async def answered(redis: Redis, version: int) -> Rollback:
         found = await read_rollback(redis, KEYS)
         return found is not None and found.state != "asked"
 
-    await until(is_over)
+    await until(is_over, 30)
     found = await read_rollback(redis, KEYS)
     assert found is not None
     return found
@@ -76,7 +76,7 @@ async def test_a_live_run_publishes_an_older_version_again_and_trains_on_from_it
         assert equal(second[5], first[version])
         assert not equal(second[5], first[4])
         await feed(redis, "r1", range(12, 21), version=5)
-        await asyncio.wait_for(task, 30)
+        await asyncio.wait_for(task, 60)
     assert await bench.state() == "finished"
     intents = [record for record in await bench.records() if isinstance(record, StepIntent)]
     assert [(i.step, i.weight_version, len(i.group_ids)) for i in intents] == [
@@ -99,7 +99,7 @@ async def test_groups_that_were_sampled_before_the_rollback_are_dropped_and_give
         await until_version(redis, 5)
         await feed(redis, "r1", [14], version=4)  # its tokens were under way all the while
         await feed(redis, "r1", range(15, 24), version=5)
-        await asyncio.wait_for(task, 30)
+        await asyncio.wait_for(task, 60)
     dropped = await events(redis, "dropped")
     assert [(d["group"], d["reason"]) for d in dropped] == [
         (12, "rolled_back"),
@@ -121,7 +121,7 @@ async def test_what_was_left_behind_can_be_gone_forward_to_as_long_as_it_is_kept
         assert equal(third[6], first[4])
         assert not equal(second[5], third[6])
         await feed(redis, "r1", range(12, 18), version=6)
-        await asyncio.wait_for(task, 30)
+        await asyncio.wait_for(task, 60)
     assert (await Ledger(redis, KEYS).counters())["rolled_back"] == 6
 
 
@@ -130,12 +130,12 @@ async def test_checkpoints_that_were_left_behind_go_once_enough_newer_ones_are_t
 ) -> None:
     bench = Bench(redis, tmp_path, trainer={"steps": 10})
     async with training(bench) as task:
-        await until(lambda: shows(bench, 2, 4))
+        await until(lambda: shows(bench, 2, 4), 30)
         await answered(redis, 3)
         await until_version(redis, 5)
-        await until(lambda: shows(bench, 2, 4, 5))  # two of those that the present state comes from, and what is newer
+        await until(lambda: shows(bench, 2, 4, 5), 30)  # two of those that the present state comes from, and what is newer
         await feed(redis, "r1", range(12, 27), version=5)
-        await asyncio.wait_for(task, 30)
+        await asyncio.wait_for(task, 60)
     assert await shows(bench, 8, 10)
     left = [group for group in range(27) if await redis.exists(KEYS.group(group))]
     assert left == list(range(21, 27))
@@ -152,7 +152,7 @@ async def test_a_version_that_is_gone_is_refused_with_those_that_are_there_and_t
         assert "those that can be had: 0, 2 to 4" in refused.reason
         assert "goes on from anyway" in (await answered(redis, 4)).reason
         await feed(redis, "r1", range(12, 18), version=4)
-        await asyncio.wait_for(task, 30)
+        await asyncio.wait_for(task, 60)
     assert len(await events(redis, "rollback_refused")) == 2
     assert (await Ledger(redis, KEYS).counters()).get("rolled_back", 0) == 0
     assert len(bench.noted) == 1
@@ -164,7 +164,7 @@ async def test_a_damaged_checkpoint_is_no_version_and_an_older_one_stands_in_for
     bench = Bench(redis, tmp_path, **RUN)
     async with training(bench):
         folder = bench.folder / "checkpoints" / "step_000004"
-        await until(lambda: shows(bench, 2, 4))
+        await until(lambda: shows(bench, 2, 4), 30)
         (folder / "__0_0.distcp").write_bytes(b"damaged")
         await feed(redis, "r1", range(12, 15), version=4)
         await until_version(redis, 5)
@@ -202,7 +202,7 @@ async def test_a_run_that_is_to_stop_stops_though_a_rollback_is_asked_for(redis:
     async with training(bench) as task:
         await ask_rollback(redis, KEYS, 3)
         await Runs(redis).move("r1", ("running",), "stopping")
-        await asyncio.wait_for(task, 30)
+        await asyncio.wait_for(task, 60)
     assert await bench.state() == "stopped"
 
 
@@ -225,7 +225,7 @@ async def test_steps_behind_a_rollback_come_out_as_recorded_and_a_run_can_branch
         await answered(redis, 3)
         await until_version(redis, 5)
         await feed(redis, "r1", range(12, 21), version=5)
-        await asyncio.wait_for(task, 30)
+        await asyncio.wait_for(task, 60)
     found = await replayed(redis, tmp_path, 1, None)
     assert [(one.step, one.source, one.equal) for one in found] == [
         (step, "rollback" if step == 5 else "archive", True) for step in range(1, 9)
