@@ -17,12 +17,12 @@ from shared.runs import Runs
 from shared.scripts import Ledger
 from shared.streams import Stream
 from shared.tasks import end
-from shared.topology import EVENTS
+from shared.topology import EVENTS, Keys
 from tests.conftest import until
 from tests.services.trainer.bench import KEYS, Bench, checkpoint_folders, until_version
 from tests.services.trainer.recorded_groups import feed
 from tests.services.trainer.test_branch import Branches, equal, record_of
-from tests.services.trainer.test_replay import replayed
+from tests.services.trainer.test_replay import recorded, replayed
 
 STEPS = 8
 RUN = {"trainer": {"steps": STEPS}}
@@ -31,7 +31,7 @@ RUN = {"trainer": {"steps": STEPS}}
 @asynccontextmanager
 async def training(bench: Bench) -> AsyncIterator["asyncio.Task[None]"]:
     """The trainer of a run whose first four steps are done: checkpoints at 2 and 4."""
-    await feed(bench.redis, "r1", range(12))
+    await feed(bench.redis, "r1", range(12), bench.settings.kind)
     task = asyncio.create_task(bench.train())
     try:
         await until_version(bench.redis, 4)
@@ -40,16 +40,16 @@ async def training(bench: Bench) -> AsyncIterator["asyncio.Task[None]"]:
         await end(task)
 
 
-async def answered(redis: Redis, version: int) -> Rollback:
+async def answered(redis: Redis, version: int, keys: Keys = KEYS) -> Rollback:
     """What became of a rollback to a version."""
-    await ask_rollback(redis, KEYS, version)
+    await ask_rollback(redis, keys, version)
 
     async def is_over() -> bool:
-        found = await read_rollback(redis, KEYS)
+        found = await read_rollback(redis, keys)
         return found is not None and found.state != "asked"
 
     await until(is_over, 30)
-    found = await read_rollback(redis, KEYS)
+    found = await read_rollback(redis, keys)
     assert found is not None
     return found
 
@@ -133,7 +133,8 @@ async def test_checkpoints_that_were_left_behind_go_once_enough_newer_ones_are_t
         await until(lambda: shows(bench, 2, 4), 30)
         await answered(redis, 3)
         await until_version(redis, 5)
-        await until(lambda: shows(bench, 2, 4, 5), 30)  # two of those that the present state comes from, and what is newer
+        # two of those that the present state comes from, and all that is newer than these
+        await until(lambda: shows(bench, 2, 4, 5), 30)
         await feed(redis, "r1", range(12, 27), version=5)
         await asyncio.wait_for(task, 60)
     assert await shows(bench, 8, 10)
@@ -195,6 +196,40 @@ async def test_the_checkpoint_that_is_under_way_does_not_take_away_the_one_that_
         asked.set()
         refused = await answered(redis, 3)
     assert (refused.state, "can be had: 0, 4" in refused.reason) == ("refused", True)
+
+
+async def test_a_run_without_engines_goes_back_too_and_its_rows_go_on(redis: Redis, tmp_path: Path) -> None:
+    bench = Bench(redis, tmp_path, kind="sft", **RUN)
+    async with training(bench) as task:
+        await answered(redis, 2)
+        await until_version(redis, 5)
+        await feed(redis, "r1", range(12, 21), "sft")
+        await asyncio.wait_for(task, 60)
+    counters = await Ledger(redis, KEYS).counters()
+    assert (counters["trained"], counters.get("dropped", 0), counters["step"]) == (21, 0, STEPS)
+    assert [one.equal for one in await replayed(redis, tmp_path, 7, 8)] == [True] * 2
+
+
+async def test_a_branch_goes_back_as_far_as_its_own_checkpoints_reach(redis: Redis, tmp_path: Path) -> None:
+    """Its first one is of the step that it begins with; before that are its parent's versions."""
+    parent, branches = await recorded(redis, tmp_path), Branches(redis, tmp_path)
+    record = await branches.begin(parent, "b", 2, {"trainer": {"steps": 6}})
+    keys = Keys("b")
+    task = asyncio.create_task(branches.train(record, range(6, 12)))
+    try:
+        await until(lambda: has_served(redis, keys, 4), 30)
+        assert "can be had: 2 to 4" in (await answered(redis, 1, keys)).reason
+        assert (await answered(redis, 2, keys)).step == 5
+        await until(lambda: has_served(redis, keys, 5), 30)
+        await feed(redis, "b", range(12, 15), version=5)
+        await asyncio.wait_for(task, 60)
+    finally:
+        await end(task)
+    assert (await record_of(redis, "b")).state == "finished"
+
+
+async def has_served(redis: Redis, keys: Keys, version: int) -> bool:
+    return (await Ledger(redis, keys).counters()).get("weight_version", -1) >= version
 
 
 async def test_a_run_that_is_to_stop_stops_though_a_rollback_is_asked_for(redis: Redis, tmp_path: Path) -> None:
