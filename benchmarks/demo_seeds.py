@@ -1,11 +1,14 @@
-"""Seeds -> what RL adds to the held-out accuracy of the demo: `python -m benchmarks.demo_seeds`."""
+"""Seeds -> what the run after SFT adds to the demo's held-out accuracy: `python -m benchmarks.demo_seeds`."""
 
 import argparse
 import json
 import subprocess
 import sys
 from pathlib import Path
+from statistics import fmean
 from typing import Any
+
+from sluice.demo.summary import CURVES
 
 COLUMNS = (
     "algorithm",
@@ -13,8 +16,9 @@ COLUMNS = (
     "before",
     "after",
     "gain",
-    "first 5 rewards",
-    "last 5 rewards",
+    "curve",
+    "its first 5 steps",
+    "its last 5 steps",
     "sft s",
     "rl s",
     "logprob diff",
@@ -30,19 +34,21 @@ def run_demo(home: Path, seed: int, arguments: list[str]) -> dict[str, Any]:
 
 def row(summary: dict[str, Any]) -> tuple[str, ...]:
     """The cells of one seed, in the order of COLUMNS."""
-    before, after, rewards = summary["accuracy_before_rl"], summary["accuracy_after_rl"], summary["reward_curve"]
-    seconds = summary["seconds"]
+    before, after, curve = summary["accuracy_before_rl"], summary["accuracy_after_rl"], CURVES[summary["kind"]]
+    seconds, values = summary["seconds"], summary[curve.key]
+    difference = summary.get("mean_abs_logprob_diff")
     return (
         str(summary["algorithm"]),
         str(summary["seed"]),
         f"{before:.3f}",
         f"{after:.3f}",
         f"{after - before:+.3f}",
-        f"{sum(rewards[:5]) / 5:.3f}",
-        f"{sum(rewards[-5:]) / 5:.3f}",
+        curve.title,
+        f"{fmean(values[:5]):.3f}",
+        f"{fmean(values[-5:]):.3f}",
         f"{seconds['sft']:.0f}",
         f"{seconds['rl']:.0f}",
-        f"{summary['mean_abs_logprob_diff']:.1e}",
+        "-" if difference is None else f"{difference:.1e}",
     )
 
 

@@ -61,6 +61,7 @@ class Keeper:
         self.service, self._log, self._changed = service, log, changed
         self._environment = {**environment, **service.environment}
         self._child: Child | None = None
+        self._log_start = 0
         self._restarts = 0
         self._failed_starts = 0
         self._next_pause_s = BACK_OFF_S
@@ -91,6 +92,7 @@ class Keeper:
 
     async def _live(self) -> Life:
         """One life of the process: from its start until it died, hung, or gave no healthy answer in time."""
+        self._log_start = self._log.stat().st_size if self._log.exists() else 0
         try:
             self._child = await start(self.service.command, self._environment, self._log)
         except SluiceError as error:
@@ -158,12 +160,12 @@ class Keeper:
         return pause_s
 
     def _failure(self, reason: str) -> str:
-        last = "".join(f" ({line})" for line in last_lines(self._log, 1))
+        last = "".join(f" ({line})" for line in last_lines(self._log, 1, self._log_start))
         return f"{self._failed_starts} starts in a row failed: it {reason}{last}; tried again every {RETRY_S:g} s"
 
     def _given_up(self, reason: str) -> SluiceError:
         self._mark("failed", f"cannot start: it {reason}")
-        lines = "".join(f"\n  {line}" for line in last_lines(self._log, LAST_LINES))
+        lines = "".join(f"\n  {line}" for line in last_lines(self._log, LAST_LINES, self._log_start))
         return SluiceError(f"{self.service.name} {self.condition.reason}; its log {self._log} ends with:{lines}")
 
     def _mark(self, phase: Phase, reason: str = "") -> None:
@@ -172,10 +174,10 @@ class Keeper:
         self._changed(self.condition)
 
 
-def last_lines(file: Path, count: int) -> list[str]:
-    """The last lines of a file; none if it is not there."""
+def last_lines(file: Path, count: int, start: int = 0) -> list[str]:
+    """The last lines of a file, or of what stands behind byte `start`; none if it is not there."""
     with contextlib.suppress(OSError), file.open("rb") as log:
-        log.seek(max(0, log.seek(0, os.SEEK_END) - TAIL_BYTES))
+        log.seek(max(start, log.seek(0, os.SEEK_END) - TAIL_BYTES))
         return log.read().decode("utf-8", "replace").splitlines()[-count:]
     return []
 

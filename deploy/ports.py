@@ -9,14 +9,20 @@ from deploy.services import PortUse
 from shared.deployment import PREFIX
 from shared.errors import SluiceError
 
+HIGHEST = 65535
 LISTENING = "0A"
 """State of a listening socket in /proc/net/tcp."""
 
 
 def check_ports(uses: Iterable[PortUse]) -> None:
-    """Raise SluiceError for the first port that two services share or that something on this machine holds."""
+    """Raise SluiceError for the first port that two services share, that does not exist or that something holds."""
     seen: dict[int, str] = {}
     for use in uses:
+        if use.port > HIGHEST:
+            raise SluiceError(
+                f"{use.setting} of the last engines comes to {use.port}, and {HIGHEST} is the highest port; write a"
+                " smaller one"
+            )
         if use.port in seen:
             raise SluiceError(
                 f"{seen[use.port]} and {use.setting} both come to port {use.port}; give one of them another port"

@@ -50,6 +50,8 @@ def read_state(home: Path) -> SupervisorState | None:
         return SupervisorState(**json.loads((home / NAME).read_text("utf-8")))
     except FileNotFoundError:
         return None
+    except NotADirectoryError as error:
+        raise unusable(home, error) from error
     except (OSError, ValueError, TypeError) as error:
         raise SluiceError(f"{home / NAME} is not readable ({error}); delete it if no `sluice up` runs there") from error
 
@@ -83,8 +85,11 @@ def _locked(home: Path) -> Generator[Path]:
     file = home / "supervisor.lock"
     with contextlib.ExitStack() as open_files:
         while True:
-            home.mkdir(parents=True, exist_ok=True)
-            lock = open_files.enter_context(file.open("w"))
+            try:
+                home.mkdir(parents=True, exist_ok=True)
+                lock = open_files.enter_context(file.open("w"))
+            except OSError as error:
+                raise unusable(home, error) from error
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError as error:
@@ -99,6 +104,11 @@ def _remove_empty(folders: list[Path]) -> None:
     with contextlib.suppress(OSError):
         for folder in folders:
             folder.rmdir()
+
+
+def unusable(home: Path, error: OSError) -> SluiceError:
+    """For a home that is no folder, or of somebody else."""
+    return SluiceError(f"{home} cannot be used ({error.strerror}); set paths.home to a folder of yours")
 
 
 def already_runs(home: Path) -> str:

@@ -2,6 +2,8 @@
 
 from collections.abc import Callable, Iterator
 
+from shared.check_address import names_a_host
+from shared.plugins import names_function
 from shared.settings import Settings
 from shared.trainer_settings import (
     AdvantageSettings,
@@ -21,12 +23,13 @@ BY_TOKEN = ("reinforce_plus_plus", "reinforce_plus_plus_baseline", "ppo")
 """Estimators whose rewards are paid by token, so that a divergence can be charged there."""
 LOSSES = ("ppo_clip", "gspo", "cispo")
 WIDEST_GSPO_CLIP = 0.1
+OF_SERVED_TEACHER = ("batch_tokens", "deadline_s", "max_tries")
 MIS_ONLY = ("level", "mode", "rejection", "rejection_low", "rejection_high", "veto_threshold", "normalize")
 
 
 def trainer_problems(trainer: TrainerSettings, kind: str, group_size: int, groups_per_step: int) -> Iterator[str]:
     """A sentence for each, with what to write instead; none for settings that go together."""
-    if trainer.warmup_steps > trainer.steps:
+    if trainer.warmup_steps > trainer.steps > 0:
         yield f"trainer.warmup_steps is larger than trainer.steps; write at most {trainer.steps}"
     if trainer.min_learning_rate_ratio and trainer.schedule == "constant":
         yield (
@@ -37,6 +40,11 @@ def trainer_problems(trainer: TrainerSettings, kind: str, group_size: int, group
         yield (
             f"trainer.updates_per_step is {trainer.updates_per_step}, which does not divide rollout.groups_per_step ="
             f" {groups_per_step}; write a divisor of it"
+        )
+    if trainer.offload_frozen and not _has_frozen(trainer, kind):
+        yield (
+            "trainer.offload_frozen is about a reference or a teacher in the trainer, which this run has not; leave it"
+            " out, or write a coefficient in trainer.kl, or a trainer.distillation.teacher"
         )
     if kind != "rl":
         yield from _without_rewards(trainer, kind)
@@ -52,6 +60,14 @@ def changed(settings: Settings) -> str:
     """The names of a section's settings that are not at their defaults."""
     usual = type(settings)()
     return ", ".join(name for name in type(settings).model_fields if getattr(settings, name) != getattr(usual, name))
+
+
+def _has_frozen(trainer: TrainerSettings, kind: str) -> bool:
+    return kind == "dpo" or (kind == "rl" and bool(_uses_reference(trainer.kl) or trainer.distillation.teacher))
+
+
+def _uses_reference(kl: KlSettings) -> bool:
+    return bool(kl.reward_coef or kl.loss_coef or kl.measure)
 
 
 def _without_rewards(trainer: TrainerSettings, kind: str) -> Iterator[str]:
@@ -109,6 +125,11 @@ def _loss(trainer: TrainerSettings) -> Iterator[str]:
         )
     if loss.type == "ppo_clip" and (loss.clip_low or 0) >= 1:
         yield f"trainer.loss.clip_low is {loss.clip_low}, and ratios are above 0; write less than 1"
+    if loss.type == "cispo" and (loss.clip_low or 0) >= 1:
+        yield (
+            f"trainer.loss.clip_low is {loss.clip_low}, which bounds no weight of cispo: they are above 0; write less"
+            " than 1, or leave it out"
+        )
     if loss.dual_clip is not None and loss.type == "cispo":
         yield "trainer.loss.dual_clip has no effect on cispo, whose clip_high bounds every weight; leave it out"
     if loss.aggregation == "constant" and not loss.constant_length:
@@ -156,8 +177,7 @@ def _kl(trainer: TrainerSettings) -> Iterator[str]:
             "trainer.kl.estimator k1 has a gradient of 0 on average as a loss; write k2, k3 or low_var, or"
             " unbiased = true"
         )
-    used = kl.reward_coef or kl.loss_coef or kl.measure
-    if not used and kl != KlSettings():
+    if not _uses_reference(kl) and kl != KlSettings():
         yield f"trainer.kl.{changed(kl)} has no effect; write loss_coef, reward_coef or measure = true, or leave it out"
 
 
@@ -193,16 +213,31 @@ def _models(trainer: TrainerSettings) -> Iterator[str]:
     critic, distillation, estimator = trainer.critic, trainer.distillation, trainer.advantage.estimator
     if critic != CriticSettings() and estimator != "ppo":
         yield f'trainer.critic.{changed(critic)} has no effect on {estimator}; write estimator = "ppo" or leave it out'
-    if critic.warmup_steps >= trainer.steps:
+    if critic.warmup_steps >= trainer.steps > 0:
         yield f"trainer.critic.warmup_steps leaves no step for the policy; write less than {trainer.steps}"
-    if distillation.coef and not distillation.teacher:
-        yield "trainer.distillation.coef needs a teacher; write trainer.distillation.teacher, the folder of a model"
-    if distillation.teacher and not distillation.coef:
-        yield "trainer.distillation.teacher has no effect with coef = 0; write coef = 1.0, or leave it out"
+    yield from _teacher(distillation)
+
+
+def _teacher(given: DistillationSettings) -> Iterator[str]:
+    if given.teacher and given.url:
+        yield "trainer.distillation.teacher and url name two teachers; leave one of them out"
+    if given.url and not names_a_host(given.url, ("http", "https")):
+        yield f"trainer.distillation.url is {given.url!r}; write the http:// or https:// address of an SGLang server"
+    if given.coef and not (given.teacher or given.url):
+        yield (
+            "trainer.distillation.coef needs a teacher; write trainer.distillation.teacher, the folder of a model, or"
+            " url, the address of an SGLang server"
+        )
+    if (given.teacher or given.url) and not given.coef:
+        name = "teacher" if given.teacher else "url"
+        yield f"trainer.distillation.{name} has no effect with coef = 0; write coef = 1.0, or leave it out"
+    asking = [name for name in changed(given).split(", ") if name in OF_SERVED_TEACHER]
+    if asking and not given.url:
+        yield f"trainer.distillation.{', '.join(asking)} has no effect without a url; leave it out"
 
 
 def _known(name: str, given: str, names: tuple[str, ...]) -> Iterator[str]:
-    if given not in names and ":" not in given:
+    if given not in names and not names_function(given):
         yield f"{name} is {given!r}; write {', '.join(names)}, or module:function for your own"
 
 

@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
+from shared.check_address import HttpAddress, RedisAddress
 from shared.errors import SettingsError
 from shared.settings import Layer, Settings, from_environment, read_toml, validate_layers
 
@@ -32,7 +33,7 @@ class PathSettings(Settings):
 class RedisSettings(Settings):
     """The Redis that holds the streams."""
 
-    url: str = ""
+    url: RedisAddress = ""
     """redis:// or rediss:// URL; empty starts an embedded server (sluice up only)."""
     port: Port = 8302
     """Port of the embedded server."""
@@ -53,7 +54,7 @@ class GatewaySettings(Settings):
     """Port of the API."""
     api_key: str = ""
     """Key that clients send as `Authorization: Bearer ...`; empty: made on the first start, kept in home/api_key."""
-    url: str = ""
+    url: HttpAddress = ""
     """Where clients reach the gateway; empty: http://host:port."""
 
 
@@ -68,7 +69,7 @@ class RouterSettings(Settings):
     """Port of the router's Prometheus metrics."""
     policy: Literal["round_robin", "random", "cache_aware", "power_of_two"] = "round_robin"
     """How the router chooses an engine for a request."""
-    url: str = ""
+    url: HttpAddress = ""
     """Where services reach the router; empty: http://host:port."""
 
 

@@ -100,6 +100,9 @@ class Attempt:
     """Which answer of its pair this is; None but for kind dpo."""
     reward: float | None = None
     reward_detail: dict[str, Any] = field(default_factory=dict[str, Any])
+    teacher_logprobs: Float32Array | None = None
+    """Of each token after the prompt under a served teacher, natural logarithms at temperature 1, 0 where the mask is
+    0; None where none was asked. The reward service adds it with the score."""
 
     @property
     def tokens(self) -> int:

@@ -1,5 +1,6 @@
 """Where the metrics of a run's steps are written beside the ledger, as in its TOML file."""
 
+from collections.abc import Iterator
 from typing import Annotated, Literal
 
 from pydantic import AfterValidator
@@ -24,3 +25,14 @@ class MetricsSettings(Settings):
     """wandb and trackio: the project that the run is shown in."""
     name: str = ""
     """wandb and trackio: the run's name there; empty for its name here."""
+
+
+def metrics_problems(metrics: MetricsSettings) -> Iterator[str]:
+    """A sentence about what is set for sinks that are not there."""
+    usual = MetricsSettings()
+    given = [name for name in ("project", "name") if getattr(metrics, name) != getattr(usual, name)]
+    if given and not {"wandb", "trackio"} & set(metrics.sinks):
+        yield (
+            f"metrics.{', '.join(given)} is what wandb and trackio show, and metrics.sinks names neither; write"
+            ' sinks = ["jsonl", "wandb"], or leave it out'
+        )

@@ -10,6 +10,12 @@ from typing import Any
 from shared.errors import PluginError
 
 
+def names_function(path: str) -> bool:
+    """Whether it is written as `module:function`; that it loads is found out where it is called."""
+    module, _, function = path.partition(":")
+    return bool(module and function)
+
+
 def load_function(
     path: str, parameters: tuple[str, ...], example: str, is_async: bool | None = None
 ) -> Callable[..., Any]:
@@ -24,8 +30,8 @@ def load_function(
     Raises:
         PluginError: the module or attribute is missing, is not callable, or takes other parameters.
     """
-    module_name, colon, attribute = path.partition(":")
-    if not colon or not module_name or not attribute:
+    module_name, _, attribute = path.partition(":")
+    if not names_function(path):
         raise PluginError(f"{path!r} names no plugin; write module:function, such as my_rewards:score")
     if str(Path.cwd()) not in sys.path:
         sys.path.insert(0, str(Path.cwd()))
@@ -35,6 +41,8 @@ def load_function(
         raise PluginError(
             f"{path}: module {module_name} does not import ({error}); install it or run beside it"
         ) from error
+    except SystemExit as error:  # as a script does that reads a command line
+        raise PluginError(f"{path}: module {module_name} ends the program when it is imported; correct it") from error
     except Exception as error:  # a module runs whatever its author wrote, and can fail in every way
         raise PluginError(f"{path}: module {module_name} fails when it is imported ({error!r}); correct it") from error
     function = getattr(module, attribute, None)
@@ -47,7 +55,10 @@ def load_function(
 
 
 def _check_signature(path: str, function: Callable[..., Any], parameters: tuple[str, ...], example: str) -> None:
-    given = list(inspect.signature(function).parameters.values())
+    try:
+        given = list(inspect.signature(function).parameters.values())
+    except ValueError as error:
+        raise PluginError(f"{path} does not say what it takes; write `{example}`") from error
     positional = [p for p in given if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
     variadic = any(p.kind is p.VAR_POSITIONAL for p in given)
     required_keyword = [p.name for p in given if p.kind is p.KEYWORD_ONLY and p.default is p.empty]

@@ -41,6 +41,10 @@ def join_parts(attempt: bytes, arrays: bytes) -> Rollout:
     if rollout.tokens != len(rollout.token_ids):
         found = f"arrays of {len(rollout.token_ids)} tokens, and a loss mask of {rollout.tokens}"
         raise WireError(f"not a Rollout: it has {found}")
+    teacher = rollout.teacher_logprobs
+    if teacher is not None and len(teacher) != rollout.tokens:
+        found = f"{len(teacher)} log-probabilities of the teacher, and a loss mask of {rollout.tokens}"
+        raise WireError(f"not a Rollout: it has {found}")
     return rollout
 
 

@@ -1,17 +1,26 @@
 """What one run is: its model, data, rollouts, rewards, training and evaluation, as written in one TOML file."""
 
+from collections.abc import Iterator
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
 from shared.check_kind import unused_settings
+from shared.check_name import Name
+from shared.check_rl import rl_problems
 from shared.check_trainer import trainer_problems
-from shared.metrics_settings import MetricsSettings
+from shared.metrics_settings import MetricsSettings, metrics_problems
 from shared.settings import Settings
 from shared.trainer_settings import TrainerSettings
 
 Positive = Annotated[int, Field(gt=0)]
 Seconds = Annotated[float, Field(gt=0)]
+
+
+def _check_top_k(k: int) -> int:
+    if k < 1 and k != -1:
+        raise ValueError("write 1 or more, or -1 for all tokens")
+    return k
 
 
 class ModelSettings(Settings):
@@ -36,8 +45,8 @@ class DatasetShare(Settings):
 class DataSettings(Settings):
     """Which rows become prompts, and in which order."""
 
-    datasets: Annotated[list[DatasetShare], Field(min_length=1)]
-    """The mix, by the names under which the datasets were pushed."""
+    datasets: list[DatasetShare] = []
+    """The mix, by the names under which the datasets were pushed; only a run of 0 steps does without."""
     shuffle: bool = True
     """Go through each dataset in a new seeded order every epoch; false keeps the order of the file."""
     chat_template: bool = False
@@ -51,7 +60,7 @@ class SamplingSettings(Settings):
     """Divides the logits; 0 takes the likeliest token (evaluation only)."""
     top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
     """Sample from the likeliest tokens that together have this probability."""
-    top_k: int = -1
+    top_k: Annotated[int, AfterValidator(_check_top_k)] = -1
     """Sample from the k likeliest tokens; -1 for all."""
     max_new_tokens: Positive = 256
     """Longest response, in tokens."""
@@ -149,7 +158,8 @@ class EvalSettings(Settings):
     """Attempts for each row."""
     sampling: SamplingSettings = SamplingSettings(temperature=0.0)
     deadline_s: Seconds = 300
-    """Seconds that publishing the next version waits for a running evaluation."""
+    """Seconds that the next version, or the end of the run, waits for a running evaluation; a run of 0 steps is there
+    for its evaluation and waits for as long as it takes."""
 
 
 class DeliverySettings(Settings):
@@ -173,15 +183,15 @@ class BranchSettings(Settings):
 class RunSettings(Settings):
     """One run."""
 
-    name: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_.-]{0,63}$")]
-    """Unique id of the run: lower-case letters, digits, dots, dashes and underscores."""
+    name: Name
+    """Unique id of the run: 1 to 64 lower-case letters, digits, dots, dashes and underscores, no mark at the front."""
     kind: Literal["rl", "sft", "dpo"] = "rl"
     """Reinforcement learning, supervised fine-tuning on the labels of the rows, or direct preference optimization on
     rows with a chosen and a rejected answer."""
-    seed: int = 0
+    seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
     """Seed of the order of rows and of the trainer."""
     model: ModelSettings
-    data: DataSettings
+    data: DataSettings = DataSettings()
     rollout: RolloutSettings = RolloutSettings()
     engine: EngineSettings = EngineSettings()
     reward: RewardSettings = RewardSettings()
@@ -195,50 +205,48 @@ class RunSettings(Settings):
 
     @model_validator(mode="after")
     def _goes_together(self) -> "RunSettings":
-        if self.kind == "rl":
-            self._check_rl()
-        else:
-            self._check_rows()
-        rollout = self.rollout
-        problem = next(trainer_problems(self.trainer, self.kind, rollout.group_size, rollout.groups_per_step), None)
+        problem = next(self._problems(), None)
         if problem:
             raise ValueError(problem)
         return self
 
-    def _check_rows(self) -> None:
-        """Of kinds whose answers are in the rows: neither engines nor rewards."""
-        if self.eval.datasets:
-            raise ValueError(
-                f"eval.datasets needs engines, which a run of kind {self.kind} has not; evaluate in a run of kind rl"
+    def _problems(self) -> Iterator[str]:
+        yield from rl_problems(self) if self.kind == "rl" else self._row_problems()
+        if not (self.data.datasets or self.evaluates_only):
+            yield (
+                'data.datasets names no dataset to train on; write datasets = [{ name = "sums" }], by the names under'
+                " which they were pushed"
             )
-        sections = {"rollout": self.rollout, "engine": self.engine, "reward": self.reward, "weights": self.weights}
-        for problem in unused_settings(self.kind, sections):
-            raise ValueError(problem)
+        rollout = self.rollout
+        yield from trainer_problems(self.trainer, self.kind, rollout.group_size, rollout.groups_per_step)
+        yield from metrics_problems(self.metrics)
 
-    def _check_rl(self) -> None:
-        reward = self.reward
-        if reward.type == "plugin" and not reward.plugin:
-            raise ValueError("reward.type is 'plugin' but reward.plugin is empty; write plugin = \"my_rewards:score\"")
-        if reward.type == "remote" and not reward.url.startswith(("http://", "https://")):
-            raise ValueError(f"reward.url is {reward.url!r}; reward.type 'remote' needs an http:// or https:// address")
-        context, longest = self.engine.server_args.get("context_length"), self.rollout.sampling.max_new_tokens
-        if isinstance(context, int) and longest >= context:
-            raise ValueError(
-                f"rollout.sampling.max_new_tokens is {longest}, which leaves no room for a prompt in"
-                f" engine.server_args.context_length = {context}; write a smaller one"
+    def _row_problems(self) -> Iterator[str]:
+        """Of kinds whose answers are in the rows: neither engines nor rewards."""
+        if self.evaluates_only:
+            yield (
+                f"trainer.steps is 0, and a run of kind {self.kind} has no engines to evaluate its model with; write"
+                " the steps that it trains, or evaluate in a run of kind rl"
             )
-        if self.rollout.staleness_policy == "wait" and self.rollout.over_sampling:
-            raise ValueError(
-                "rollout.over_sampling lets steps leave slow groups behind, and staleness_policy 'wait' waits for them;"
-                ' write over_sampling = 0, or staleness_policy = "drop"'
-            )
-        if self.rollout.staleness_policy == "wait" and self.rollout.selection != "fifo":
-            raise ValueError(
-                f"rollout.selection is {self.rollout.selection!r}, but staleness_policy 'wait' trains groups in order"
-                ' of their release; write selection = "fifo", or staleness_policy = "train" or "drop"'
-            )
-        if self.rollout.sampling.temperature == 0:
-            raise ValueError("rollout.sampling.temperature is 0, so all attempts are equal; write 1.0")
+        if self.eval.datasets:
+            yield f"eval.datasets needs engines, which a run of kind {self.kind} has not; evaluate in a run of kind rl"
+        sections = {"rollout": self.rollout, "engine": self.engine, "reward": self.reward, "weights": self.weights}
+        yield from unused_settings(self.kind, sections)
+
+    @property
+    def evaluates_only(self) -> bool:
+        """The initial model is evaluated and nothing is trained."""
+        return self.trainer.steps == 0
+
+    @property
+    def trained_datasets(self) -> list[DatasetShare]:
+        """The mix that is trained; a run that only evaluates reads nothing of it."""
+        return [] if self.evaluates_only else self.data.datasets
+
+    @property
+    def datasets(self) -> set[str]:
+        """The names of all datasets that the run reads."""
+        return {*(share.name for share in self.trained_datasets), *self.eval.datasets}
 
     @property
     def attempts_per_group(self) -> int:

@@ -11,6 +11,7 @@ from redis.exceptions import WatchError
 
 from shared.errors import RunConflict
 from shared.run_settings import RunSettings
+from shared.settings import restore
 from shared.topology import ACTIVE, QUEUE, RUNS, Keys
 
 State = Literal["queued", "starting", "running", "stopping", "finished", "stopped", "failed"]
@@ -89,7 +90,7 @@ class Runs:
         fields = {name.decode(): value.decode() for name, value in raw.items()}
         return RunRecord(
             run=run,
-            settings=RunSettings.model_validate_json(fields["settings"]),
+            settings=restore(RunSettings, fields["settings"]),
             state=cast(State, fields["state"]),
             reason=fields["reason"],
             created=float(fields["created"]),

@@ -1,14 +1,15 @@
 """TOML file < environment < command line -> one frozen, validated settings model."""
 
 import difflib
+import json
 import tomllib
 import types
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar, Union, cast, get_args, get_origin
+from typing import Annotated, Any, TypeVar, Union, cast, get_args, get_origin
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError, ValidationInfo, field_validator
 
 from shared.errors import SettingsError
 
@@ -20,6 +21,13 @@ class Settings(BaseModel):
     """A frozen settings model; unknown names are errors."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, coerce_numbers_to_str=True)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _tell_true_from_one(cls, value: Any, info: ValidationInfo) -> Any:
+        if isinstance(value, bool) and _is_number(cls.model_fields[info.field_name or ""].annotation):
+            raise ValueError("write a number")
+        return value
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,11 +113,36 @@ def validate_layers(model: type[S], layers: Sequence[Layer]) -> S:
         raise SettingsError("\n".join(_sentence(model, _origin(layers, one), one) for one in errors)) from None
 
 
+def restore(model: type[S], text: str) -> S:
+    """Settings from the JSON in which they were stored when they were right.
+
+    An older version may have taken what this one refuses: a run that has such settings is still there to be listed,
+    finished and deleted. Names that are no settings any more are left out.
+    """
+    try:
+        return model.model_validate_json(text)
+    except ValidationError:
+        return _restored(model, json.loads(text))
+
+
+def _restored(annotation: Any, value: Any) -> Any:
+    model = _model_in(annotation)
+    if isinstance(value, list) and model is not None:
+        return [_restored(model, one) for one in cast(list[Any], value)]
+    if not isinstance(value, dict) or model is None:
+        return value
+    fields, tree = model.model_fields, cast(Tree, value)
+    known = {name: _restored(fields[name].annotation, tree[name]) for name in fields if name in tree}
+    return model.model_construct(**known)
+
+
 def _origin(layers: Sequence[Layer], error: Tree) -> str:
     """What to correct: the last layer that gives the value; else all that fill the section, or lack something in it."""
     path = cast(tuple[str | int, ...], error["loc"])
+    section_for_value = error["type"].endswith("_type") and isinstance(error["input"], dict)
     for layer in reversed(layers):
-        if layer.reach(path)[1]:
+        names, is_value = layer.reach(path)
+        if is_value or (section_for_value and len(names) == len(path)):
             return layer.place(path)
     given = [layer for layer in layers if layer.tree] or layers[:1]
     deepest = max(len(layer.reach(path)[0]) for layer in given)
@@ -151,8 +184,19 @@ def _sentence(model: type[BaseModel], source: str, error: Tree) -> str:
     message = str(error["msg"]).removeprefix("Value error, ")
     if not path:
         return f"{source}: {message}"
-    given = "" if isinstance(error["input"], dict) else f" is {error['input']!r}"
+    if error["type"] in ("model_type", "list_type"):
+        message = _how_to_write(model, path, error)
+    given = f" is {error['input']!r}"
+    if isinstance(error["input"], dict):
+        given = " is a section" if error["type"].endswith("_type") else ""
     return f"{source}: {name}{given}; {message[:1].lower()}{message[1:]}"
+
+
+def _how_to_write(model: type[BaseModel], path: list[str], error: Tree) -> str:
+    names = ", ".join(_names_at(model, path))
+    if error["type"] == "model_type":
+        return f"write a table of {names}"
+    return f"write a list of tables of {names}" if names else "write a list, in brackets"
 
 
 def _names_at(model: type[BaseModel], path: list[str]) -> list[str]:
@@ -165,6 +209,11 @@ def _names_at(model: type[BaseModel], path: list[str]) -> list[str]:
             return []
         model = nested
     return list(model.model_fields)
+
+
+def _is_number(annotation: Any) -> bool:
+    of_several = get_origin(annotation) in (Union, types.UnionType, Annotated)
+    return annotation in (int, float) or (of_several and any(_is_number(arg) for arg in get_args(annotation)))
 
 
 def _model_in(annotation: Any) -> type[BaseModel] | None:

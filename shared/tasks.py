@@ -6,6 +6,12 @@ from typing import Any
 AGAIN_S = 0.2
 
 
+def is_told_to_end() -> bool:
+    """True if the running task was cancelled; a CancelledError without that came from what it calls."""
+    task = asyncio.current_task()
+    return task is not None and task.cancelling() > 0
+
+
 async def end(*tasks: "asyncio.Future[Any]") -> None:
     """Cancel tasks and wait until all are done; what they raise is left to whoever holds them.
 

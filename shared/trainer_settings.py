@@ -132,9 +132,19 @@ class DistillationSettings(Settings):
     """On-policy distillation: a teacher judges each token that the policy sampled."""
 
     teacher: str = ""
-    """Folder of the teacher's Hugging Face checkpoint; it has the same vocabulary. Empty for no teacher."""
+    """Folder of the teacher's Hugging Face checkpoint, which the trainer loads; it has the policy's vocabulary. Empty
+    for none."""
+    url: str = ""
+    """Address of an SGLang server of the teacher, in place of `teacher`: the reward service asks it about each attempt,
+    and the answer stays with the attempt. Needs rollout.sampling.temperature = 1."""
     coef: Amount = 0.0
     """Advantage that a token loses for each nat that the teacher finds it less probable than the policy does."""
+    batch_tokens: Count = 65_536
+    """url: most tokens in one request, prompts included; a longer attempt goes alone."""
+    deadline_s: Rate = 120.0
+    """url: seconds for one request."""
+    max_tries: Count = 5
+    """url: tries of one request before it is halved, to find an attempt that is at fault."""
 
 
 class DpoSettings(Settings):
@@ -151,8 +161,9 @@ class DpoSettings(Settings):
 class TrainerSettings(Settings):
     """From scored groups to new weights."""
 
-    steps: Count
-    """Steps of the run; each trains rollout.groups_per_step groups and publishes one weight version."""
+    steps: Whole
+    """Steps of the run; each trains rollout.groups_per_step groups and publishes one weight version. 0, in a run of
+    kind rl, evaluates the initial model on eval.datasets and ends: what says how to train has no effect then."""
     backend: Literal["torch"] = "torch"
     """What holds the model."""
     updates_per_step: Count = 1

@@ -8,7 +8,9 @@ from urllib.parse import quote
 
 import httpx
 
+from shared.check_name import HOW_TO_NAME
 from shared.errors import SluiceError
+from shared.event_lines import event_lines
 from shared.ledger_answers import DeadEntry, DeadLetterList, Discarded, LedgerAnswer, Lineage, Redriven
 from shared.weights_answers import RollbackAnswer, VersionDetails, VersionList
 from sluice.answers import Dataset, Run, Sample, Step, StreamEvent
@@ -77,21 +79,19 @@ class Client:
         parameters.setdefault("format", "parquet" if file.suffix == ".parquet" else "jsonl")
         pieces = _pieces(file, progress)
         path, deadline = f"/v1/datasets/{_quoted(name)}", UPLOAD_DEADLINE_S
-        return Dataset.model_validate(
-            self._ask("POST", path, params=parameters, content=pieces, timeout=deadline).json()
-        )
+        return Dataset.model_validate(self._document("POST", path, params=parameters, content=pieces, timeout=deadline))
 
     def delete_dataset(self, name: str) -> None:
         self._ask("DELETE", f"/v1/datasets/{_quoted(name)}")
 
     def start_run(self, settings: dict[str, Any]) -> Run:
         """Create a run from a tree of settings, as a run file holds them."""
-        return Run.model_validate(self._ask("POST", "/v1/runs", json=settings).json())
+        return Run.model_validate(self._document("POST", "/v1/runs", json=settings))
 
     def branch_run(self, run: str, step: int, name: str = "", settings: dict[str, Any] | None = None) -> Run:
         """Create a run that goes on from a step of `run`; `settings` are what differs, as a tree."""
         body = {"step": step, "name": name, "settings": settings or {}}
-        return Run.model_validate(self._ask("POST", f"/v1/runs/{_quoted(run)}/branch", json=body).json())
+        return Run.model_validate(self._document("POST", f"/v1/runs/{_quoted(run)}/branch", json=body))
 
     def runs(self) -> list[Run]:
         return [Run.model_validate(one) for one in self._get("/v1/runs")["runs"]]
@@ -101,7 +101,7 @@ class Client:
 
     def stop_run(self, run: str) -> Run:
         """Ask a run to stop after its step in hand; it saves a checkpoint first."""
-        return Run.model_validate(self._ask("POST", f"/v1/runs/{_quoted(run)}/stop").json())
+        return Run.model_validate(self._document("POST", f"/v1/runs/{_quoted(run)}/stop"))
 
     def steps(self, run: str, after: int = 0, limit: int = 1000) -> list[Step]:
         """Committed steps with a number above `after`."""
@@ -154,14 +154,14 @@ class Client:
     def redrive(self, run: str, groups: Sequence[int] = (), everything: bool = False) -> Redriven:
         """Send dead groups again."""
         wanted = {"all": True} if everything else {"groups": list(groups)}
-        return Redriven.model_validate(self._ask("POST", f"/v1/runs/{_quoted(run)}/dead/redrive", json=wanted).json())
+        return Redriven.model_validate(self._document("POST", f"/v1/runs/{_quoted(run)}/dead/redrive", json=wanted))
 
     def discard(
         self, run: str, groups: Sequence[int] = (), letters: Sequence[str] = (), everything: bool = False
     ) -> Discarded:
         """Delete dead letters, with all letters of their groups."""
         wanted = {"all": True} if everything else {"groups": list(groups), "ids": list(letters)}
-        return Discarded.model_validate(self._ask("DELETE", f"/v1/runs/{_quoted(run)}/dead", json=wanted).json())
+        return Discarded.model_validate(self._document("DELETE", f"/v1/runs/{_quoted(run)}/dead", json=wanted))
 
     def events(self, run: str, after_id: str = "", timeout_s: float = 60.0) -> Iterator[StreamEvent]:
         """What happens to a run, as it happens; ends after the run ended. `after_id` resumes behind that event."""
@@ -170,26 +170,33 @@ class Client:
             with self._http.stream(
                 "GET", f"/v1/runs/{_quoted(run)}/events", headers=headers, timeout=timeout_s
             ) as answer:
-                if answer.is_error:
+                if not answer.is_success:
                     answer.read()
                     raise _refusal(answer)
-                yield from _parse_events(answer.iter_lines())
+                yield from _parse_events(event_lines(answer.iter_bytes()))
         except httpx.TransportError as error:
             raise self._unreachable(error) from error
 
     def generate(self, request: dict[str, Any], timeout_s: float = 600.0) -> dict[str, Any]:
         """SGLang's /generate, answered by the engines behind the gateway."""
-        return self._ask("POST", "/generate", json=request, timeout=timeout_s).json()
+        return self._document("POST", "/generate", json=request, timeout=timeout_s)
 
     def _get(self, path: str, **params: Any) -> dict[str, Any]:
-        return self._ask("GET", path, params=params).json()
+        return self._document("GET", path, params=params)
+
+    def _document(self, method: str, path: str, **arguments: Any) -> dict[str, Any]:
+        answer = self._ask(method, path, **arguments)
+        try:
+            return answer.json()
+        except ValueError as error:
+            raise SluiceError(f"what answers at {self.url} is no gateway; correct gateway.url") from error
 
     def _ask(self, method: str, path: str, **arguments: Any) -> httpx.Response:
         try:
             answer = self._http.request(method, path, **arguments)
         except httpx.TransportError as error:
             raise self._unreachable(error) from error
-        if answer.is_error:
+        if not answer.is_success:
             raise _refusal(answer)
         return answer
 
@@ -223,11 +230,15 @@ def _refusal(answer: httpx.Response) -> GatewayError:
         error: dict[str, Any] = answer.json()["error"]
         message, details = str(error["message"]), list(error.get("details") or [])
     except (ValueError, KeyError, TypeError):
-        message, details = f"the gateway answered {answer.status_code}: {answer.text[:200]}", []
+        said = f"{answer.status_code} {answer.reason_phrase}"
+        message, details = f"{answer.url} answered {said}, and not as a gateway does; correct gateway.url", []
     if answer.status_code == httpx.codes.UNAUTHORIZED.value:
         message = f"{message}; the key is in the file api_key of the deployment's home, or set SLUICE_GATEWAY__API_KEY"
     return GatewayError(message, answer.status_code, details)
 
 
 def _quoted(name: str) -> str:
+    """A name as one part of a path; SluiceError for one that would lead to another place."""
+    if name in ("", ".", "..") or "/" in name:
+        raise SluiceError(f"{name!r} is no name; {HOW_TO_NAME}")
     return quote(name, safe="")

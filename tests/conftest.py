@@ -1,6 +1,7 @@
 """Fixtures that every test may use: a real Redis server, and a client whose database is empty."""
 
 import asyncio
+import os
 import socket
 import subprocess
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
@@ -10,7 +11,14 @@ import pytest
 from redis.asyncio import Redis
 
 from deploy import embedded_redis
+from shared.deployment import PREFIX
 from shared.redis_connection import connect_checked
+
+
+def pytest_configure() -> None:
+    """Forget the settings of a deployment in whose shell the tests run: they would reach it, and stop it."""
+    for name in [name for name in os.environ if name.startswith(PREFIX)]:
+        del os.environ[name]
 
 
 def free_port() -> int:

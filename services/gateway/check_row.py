@@ -73,18 +73,26 @@ def encode_row(row: Row) -> bytes:
         fields |= {"chosen": row.chosen, "rejected": row.rejected}
     try:
         line = json.dumps(fields, ensure_ascii=False, separators=(",", ":"), allow_nan=False).encode() + b"\n"
+        if line.count(b"[") + line.count(b"{") > MAX_DEPTH and _depth(fields) > MAX_DEPTH:
+            raise too_deep()
         size = len(cast(bytes, msgpack.packb(fields)))
+    except RecursionError:
+        raise too_deep() from None
     except UnicodeEncodeError:
         raise RowError("holds half of a surrogate pair, which is no text; write the whole character") from None
     except OverflowError:
         raise RowError("holds an integer of more than 64 bits; write it as text") from None
-    except (TypeError, ValueError, RecursionError) as error:
-        raise RowError(f"holds a value that is not JSON: {error}") from None
-    if line.count(b"[") + line.count(b"{") > MAX_DEPTH and _depth(fields) > MAX_DEPTH:
-        raise RowError(f"is nested deeper than {MAX_DEPTH} levels; write the inner levels as text")
+    except ValueError:
+        raise RowError("holds a number that is not finite, which is not JSON; write null or text") from None
+    except TypeError as error:
+        raise RowError(f"holds a value that is not JSON ({error}); write it as text") from None
     if size > MAX_ROW_BYTES:
-        raise RowError(f"is {size} bytes long; the limit is {MAX_ROW_BYTES} bytes a row")
+        raise RowError(f"is {size} bytes long; the limit is {MAX_ROW_BYTES} bytes a row; shorten it")
     return line
+
+
+def too_deep() -> RowError:
+    return RowError(f"is nested deeper than {MAX_DEPTH} levels; write the inner levels as text")
 
 
 def _depth(value: Any) -> int:

@@ -45,12 +45,12 @@ def parse_run(content_type: str, body: bytes) -> RunSettings:
 
 def check_run(settings: RunSettings, datasets: DatasetStore) -> None:
     """SettingsError unless the datasets are there and fit the run, and the model is where an absolute path says."""
-    shares = [share.name for share in settings.data.datasets]
+    shares = settings.trained_datasets
     found = {
-        **_find("data.datasets", shares, datasets),
+        **_find("data.datasets", [share.name for share in shares], datasets),
         **_find("eval.datasets", settings.eval.datasets, datasets),
     }
-    if not any(share.weight for share in settings.data.datasets):
+    if shares and not any(share.weight for share in shares):
         raise SettingsError("run: data.datasets: every weight is 0; give at least one dataset a weight above 0")
     for dataset in found.values():
         _check_labels(settings, dataset)

@@ -4,7 +4,6 @@ import asyncio
 import contextlib
 import json
 import os
-import re
 import secrets
 import shutil
 import time
@@ -22,11 +21,11 @@ from services.gateway.receive_upload import receive_upload
 from services.gateway.refusals import Refusal
 from services.gateway.suggest_name import suggest
 from services.gateway.write_rows import write_rows
+from shared.check_name import HOW_TO_NAME, is_name
 from shared.rest_answers import Dataset
 
 T = TypeVar("T")
 Format = Literal["jsonl", "parquet"]
-NAME = re.compile(r"[a-z0-9][a-z0-9_.-]{0,63}")
 ASIDE = ".incoming"
 REPLACED = "replaced-"
 """Begins the name under which a dataset lies aside for the moment in which another takes its place."""
@@ -56,7 +55,7 @@ class DatasetStore:
     def get(self, name: str) -> Dataset:
         """Refusal 404 if there is no such dataset."""
         file = self._folder / name / RECORD
-        if not NAME.fullmatch(name) or not file.exists():
+        if not is_name(name) or not file.exists():
             raise Refusal(404, f"there is no dataset {name!r}; {suggest(name, self.names(), 'datasets')}")
         return Dataset.model_validate_json(file.read_bytes())
 
@@ -116,10 +115,8 @@ class DatasetStore:
         shutil.rmtree(aside)
 
     def _check_name(self, name: str, replace: bool) -> None:
-        if not NAME.fullmatch(name):
-            raise Refusal(
-                422, f"{name!r} is no dataset name; write 1 to 64 of a-z 0-9 _ . - beginning with a letter or digit"
-            )
+        if not is_name(name):
+            raise Refusal(422, f"{name!r} is no dataset name; {HOW_TO_NAME}")
         if not replace and (self._folder / name).exists():
             raise Refusal(409, f"dataset {name} exists; choose another name, or replace it with ?replace=true")
 

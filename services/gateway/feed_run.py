@@ -67,7 +67,8 @@ class RunFeed:
         """A run of which nothing at all succeeds would drop groups for ever."""
         events: Stream[Event] = Stream(self._redis, self._keys.run, EVENTS)
         newest = await events.newest()
-        why = str(newest[1].detail.get("why", newest[1].event)) if newest else "see the events of the run"
+        detail = {"why": newest[1].event, **newest[1].detail} if newest else {"why": "see the events of the run"}
+        why = detail.get("error", detail["why"])
         reason = (
             f"the first {standing.refused} groups were all refused or given up, and none succeeded; the last: {why}"
         )
@@ -95,10 +96,9 @@ class RunFeed:
 @contextlib.contextmanager
 def open_rows(datasets: DatasetStore, settings: RunSettings) -> Generator[dict[str, DatasetRows]]:
     """Every dataset that the run reads, open; Refusal if one is gone."""
-    names = {*(share.name for share in settings.data.datasets), *settings.eval.datasets}
     with contextlib.ExitStack() as stack:
         rows: dict[str, DatasetRows] = {}
-        for name in sorted(names):
+        for name in sorted(settings.datasets):
             rows[name] = datasets.open(name)
             stack.callback(rows[name].close)
         yield rows

@@ -27,7 +27,7 @@ class TrainingRelease:
 
     def __init__(self, ledger: Ledger, token: str, settings: RunSettings, rows: dict[str, DatasetRows]) -> None:
         self._ledger, self._token, self._settings, self._rows = ledger, token, settings, rows
-        self._weights = {share.name: share.weight for share in settings.data.datasets}
+        self._weights = {share.name: share.weight for share in settings.trained_datasets}
         self._sizes = {name: len(rows[name]) for name in self._weights}
         self._orders = {
             name: RowOrder(name, size, settings.seed, settings.data.shuffle) for name, size in self._sizes.items()

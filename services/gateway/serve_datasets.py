@@ -113,8 +113,7 @@ async def _unused(parts: Parts, name: str) -> AsyncGenerator[None]:
         users = [
             record.run
             for record in await Runs(parts.redis).list()
-            if record.state not in ENDED
-            and name in {*(share.name for share in record.settings.data.datasets), *record.settings.eval.datasets}
+            if record.state not in ENDED and name in record.settings.datasets
         ]
         if users:
             raise Refusal(409, f"dataset {name} is in use by run {', '.join(users)}; stop the run first")

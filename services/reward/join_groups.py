@@ -33,7 +33,7 @@ class GroupJoin:
 
     def scored(self, attempt: Attempt, forward: bytes, score: Score) -> ScoredAttempt:
         """An attempt that is not on the stream any more, and its score; WireError if it is too large to travel."""
-        scored = replace(attempt, reward=score.value, reward_detail=score.detail)
+        scored = _with(attempt, score)
         return ScoredAttempt(scored, forward, self._codec.encode(scored))
 
     def entry(self, message: Message[Attempt], score: Score) -> ScoredAttempt:
@@ -41,8 +41,7 @@ class GroupJoin:
         end = end_of(score, message.fields.get(b"m", b""))
         if end is None:
             return self.scored(message.body, forward_of(message), score)
-        attempt = replace(message.body, reward=score.value, reward_detail=score.detail)
-        return ScoredAttempt(attempt, forward_of(message), end, message.entry_id, len(UNSCORED))
+        return ScoredAttempt(_with(message.body, score), forward_of(message), end, message.entry_id, len(UNSCORED))
 
     async def join(self, scored: Sequence[ScoredAttempt]) -> dict[int, Exception]:
         """Store attempts, then settle the groups that are complete; returns those that cannot be settled, and why."""
@@ -128,3 +127,7 @@ class GroupJoin:
         }
         event = Event(time.time(), "reward", "dropped", detail)
         await self._ledger.drop(first.group_id, first.kind, reason, event, None)
+
+
+def _with(attempt: Attempt, score: Score) -> Attempt:
+    return replace(attempt, reward=score.value, reward_detail=score.detail, teacher_logprobs=score.teacher_logprobs)

@@ -6,7 +6,12 @@ from dataclasses import dataclass, field
 from numbers import Real
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from shared.messages import Attempt, Rollout
+
+Logprobs = NDArray[np.float32]
 
 
 class ScoringFailed(Exception):
@@ -19,6 +24,8 @@ class Score:
 
     value: float
     detail: dict[str, Any] = field(default_factory=dict[str, Any])
+    teacher_logprobs: Logprobs | None = None
+    """[tokens] of the attempt after its prompt, as in Attempt; None where no teacher is asked."""
 
 
 async def _at_once() -> None:

@@ -19,6 +19,7 @@ from shared.messages import Prompt, Rollout, asked
 from shared.plugins import load_function
 from shared.run_settings import SamplingSettings
 from shared.settings import validate
+from shared.tasks import is_told_to_end
 
 Generate = Callable[[Prompt, Session], Awaitable[str | None]]
 """A user's way to make one attempt. It may return the text that the reward sees; None takes all that was recorded."""
@@ -142,8 +143,7 @@ async def _one(generate: Generate, prompt: Prompt, session: Session) -> str | No
     try:
         return await generate(prompt, session)
     except asyncio.CancelledError as error:
-        task = asyncio.current_task()
-        if task is not None and task.cancelling():
+        if is_told_to_end():
             raise
         raise PluginError("the plugin cancelled its own attempt; let it return or raise instead") from error
     except Exception:

@@ -1,12 +1,12 @@
 """Prompt texts and chat messages -> token ids, always the same ones; token ids -> the text that a reward sees."""
 
-import json
 from pathlib import Path
 from typing import Any, cast
 
 from jinja2 import TemplateError
 from transformers import AutoTokenizer
 
+from services.rollout.model_limits import ModelLimits, read_limits
 from services.rollout.refusals import GroupRejected
 from shared.errors import RunRejected
 from shared.messages import Turns
@@ -20,12 +20,16 @@ MARK = "here-the-answer-ends"
 class ModelTokenizer:
     """The tokenizer and chat template of the run's model."""
 
-    def __init__(self, tokenizer: Any, always_chat: bool = False, vocabulary: int | None = None) -> None:
-        """`always_chat` wraps plain prompts as a user message; `vocabulary` is the number of the model's token ids."""
+    def __init__(self, tokenizer: Any, always_chat: bool = False, limits: ModelLimits | None = None) -> None:
+        """`always_chat` wraps plain prompts as a user message; `limits` are the model's."""
+        limits = limits or ModelLimits()
         self._tokenizer = tokenizer
         self._always_chat = always_chat
         self._special = frozenset(cast(list[int], tokenizer.all_special_ids))
-        self.vocabulary = min(len(tokenizer), vocabulary or len(tokenizer))
+        self.vocabulary = min(len(tokenizer), limits.vocabulary or len(tokenizer))
+        """Token ids from here on are none of the model's."""
+        self.context = limits.context
+        """Tokens of the longest sequence that the model takes; None where nobody says."""
         self.eos_id = int(tokenizer.eos_token_id)
         self.eos = str(tokenizer.eos_token)
 
@@ -104,18 +108,12 @@ def load_tokenizer(folder: Path, trust_remote_code: bool, always_chat: bool) -> 
     except (OSError, ValueError, KeyError) as error:
         reason = str(error).strip().split("\n")[0]
         raise RunRejected(f"model.path {folder} has no tokenizer that loads ({reason}); add its files") from error
+    if not tokenizer.encode("a", add_special_tokens=False):  # transformers makes an empty one for a known architecture
+        raise RunRejected(f"model.path {folder} has no tokenizer, only a model; add tokenizer.json and its other files")
     if tokenizer.eos_token_id is None:
         raise RunRejected(f"the tokenizer in {folder} has no eos_token, so no answer would end; name one in its files")
     if always_chat and not tokenizer.chat_template:
         raise RunRejected(
             f"data.chat_template is true, but the tokenizer in {folder} has no chat template; write false"
         )
-    return ModelTokenizer(tokenizer, always_chat, _vocabulary(folder / "config.json"))
-
-
-def _vocabulary(config: Path) -> int | None:
-    if not config.exists():
-        return None
-    fields = cast(dict[str, Any], json.loads(config.read_text("utf-8")))
-    size = fields.get("vocab_size") or fields.get("text_config", {}).get("vocab_size")
-    return int(size) if size else None
+    return ModelTokenizer(tokenizer, always_chat, read_limits(folder / "config.json"))

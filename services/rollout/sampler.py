@@ -8,10 +8,10 @@ from typing import Any
 
 import httpx
 
-from services.rollout.event_lines import event_lines
 from services.rollout.read_answers import Continuation, Sample, append_spans, check_status, read_piece, read_samples
 from services.rollout.refusals import EngineUnavailable
 from services.rollout.router_connections import RouterConnections
+from shared.event_lines import event_lines_async
 from shared.logs import Log
 from shared.run_settings import SamplingSettings
 
@@ -83,7 +83,7 @@ class Sampler:
             async with self._router.stream("/generate", content) as answer:
                 if answer.status_code != 200:
                     check_status(answer.status_code, (await answer.aread()).decode(errors="replace"))
-                async for line in event_lines(answer.aiter_bytes()):
+                async for line in event_lines_async(answer.aiter_bytes()):
                     if line.startswith("data: {"):
                         take(*read_piece(line.removeprefix("data: "), growing))
         except (httpx.HTTPError, EngineUnavailable) as error:

@@ -39,11 +39,28 @@ class RowReader:
         except GroupRejected as error:
             return error
 
-    def _group(self, prompt: Prompt, answers: list[WrittenAnswer], encoded: Iterator[list[int]]) -> list[Rollout]:
-        return [
+    def _group(
+        self, prompt: Prompt, answers: list[WrittenAnswer], encoded: Iterator[list[int]]
+    ) -> list[Rollout] | GroupRejected:
+        group = [
             self._rollout(prompt, attempt, answer, [next(encoded) for _ in answer.texts])
             for attempt, answer in enumerate(answers)
         ]
+        problem = next(filter(None, map(self._problem, group)), "")
+        return GroupRejected(problem) if problem else group
+
+    def _problem(self, rollout: Rollout) -> str:
+        """Why no model could be trained on this attempt; empty if it can be."""
+        tokens, tokenizer = np.concatenate([rollout.prompt_ids, rollout.token_ids]), self.tokenizer
+        if tokenizer.context is not None and len(tokens) > tokenizer.context:
+            whose = f"the {rollout.preference} answer" if rollout.preference else "the answer"
+            return (
+                f"prompt and {whose} have {len(tokens)} tokens, and the model takes {tokenizer.context} (see"
+                " max_position_embeddings in its config.json); shorten the row, or leave it out of the dataset"
+            )
+        if (largest := int(tokens.max())) >= tokenizer.vocabulary:
+            return f"token id {largest} of the row is beyond the model's vocabulary"
+        return ""
 
     def _rollout(self, prompt: Prompt, attempt: int, answer: WrittenAnswer, encoded: list[list[int]]) -> Rollout:
         prompt_ids, token_ids, loss_mask = answer.lay_out(encoded, self.tokenizer.eos_id)

@@ -45,10 +45,13 @@ class Algorithm:
     needs_proximal: bool = False
     """Ask the policy before it changes; where False, what it says at its only update is the same."""
     needs_reference: bool = False
+    is_teacher_served: bool = False
+    """What the teacher says of the tokens comes with the attempts."""
 
     @property
     def needs_teacher(self) -> bool:
-        return self.plan is not None and bool(self.plan.distillation_coef)
+        """A model of it, to be asked."""
+        return self.plan is not None and bool(self.plan.distillation_coef) and not self.is_teacher_served
 
     @property
     def needs_values(self) -> bool:
@@ -80,6 +83,7 @@ def choose_algorithm(settings: RunSettings) -> Algorithm:
         entropy=_entropy(trainer),
         needs_proximal=_needs_proximal(trainer),
         needs_reference=bool(kl.reward_coef or kl.loss_coef or kl.measure),
+        is_teacher_served=bool(trainer.distillation.url),
     )
 
 

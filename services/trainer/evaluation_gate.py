@@ -1,6 +1,7 @@
 """A version whose evaluation is due -> a wait until its answers are scored, before the next version replaces it."""
 
 import asyncio
+import math
 import time
 from collections.abc import Awaitable, Callable
 
@@ -8,6 +9,7 @@ from redis.asyncio import Redis
 
 from services.trainer.tell import tell
 from shared.await_redis import AwaitRedis
+from shared.errors import RunRejected
 from shared.evaluation import Tally, is_complete, is_due, read_tallies
 from shared.logs import Log
 from shared.run_settings import RunSettings
@@ -32,10 +34,13 @@ class EvaluationGate:
         self._await_redis, self._keys = await_redis, Keys(settings.name)
 
     async def wait(self, version: int) -> bool:
-        """False if the evaluation of `version` did not complete within eval.deadline_s seconds."""
+        """False if the evaluation of `version` did not complete within eval.deadline_s seconds.
+
+        A run that only evaluates waits until it is complete, or the run is to stop: nothing else needs the engines.
+        """
         if version < 0 or not is_due(self._settings, version):
             return True
-        until = time.monotonic() + self._settings.eval.deadline_s
+        until = math.inf if self._settings.evaluates_only else time.monotonic() + self._settings.eval.deadline_s
         while not is_complete(self._settings, await self._tallies(version)):
             if time.monotonic() > until:
                 await self._report(version)
@@ -44,6 +49,15 @@ class EvaluationGate:
                 return False
             await asyncio.sleep(POLL_S)
         return True
+
+    async def check(self, version: int) -> None:
+        """RunRejected if the complete evaluation of `version` has no answer at all: its rewards would be no result."""
+        tallies = await self._tallies(version)
+        if not any(tally.attempts for tally in tallies):
+            raise RunRejected(
+                f"none of the {sum(tally.groups for tally in tallies)} rows of eval.datasets was answered, all were"
+                f" dropped; `sluice lineage {self._keys.run} 0` says why"
+            )
 
     async def _tallies(self, version: int) -> list[Tally]:
         return await self._await_redis(lambda: read_tallies(self._redis, self._keys, version))

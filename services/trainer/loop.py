@@ -1,5 +1,6 @@
 """Scored groups -> optimizer steps, commits, weight versions and checkpoints, until all steps are done or a stop."""
 
+import asyncio
 import math
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
@@ -25,7 +26,9 @@ from shared.errors import RunRejected
 from shared.lineage import Lineage
 from shared.logs import Log
 from shared.messages import Rollout, StepIntent
+from shared.tasks import end
 
+POLL_S = 0.5
 ROLLED_BACK_TO = "rolled_back_to"
 """The metric of a step that trains nothing: the version whose weights it has."""
 STOP_GRACE_S = 10.0
@@ -106,7 +109,7 @@ class TrainingLoop:
             await self._step(intent)
         done = self.progress.step
         if done == self.steps:
-            await self.versions.settle()
+            await self._settle()
         else:
             await self.versions.close(STOP_GRACE_S)
         if self.progress.saved < done:
@@ -115,6 +118,17 @@ class TrainingLoop:
         await self._let_go()
         await self.redis(self.retention.archive_rest)
         return done
+
+    async def _settle(self) -> None:
+        """Wait until the last version is published; no longer than STOP_GRACE_S once the run is to stop."""
+        settling = asyncio.create_task(self.versions.settle())
+        try:
+            while not (await asyncio.wait([settling], timeout=POLL_S))[0]:
+                if await self.is_stopping():
+                    return await self.versions.close(STOP_GRACE_S)
+            await settling
+        finally:
+            await end(settling)
 
     async def _next_intent(self, step: int) -> StepIntent | None:
         """The next step's groups, recorded and acknowledged; None if the run is to stop."""

@@ -1,5 +1,6 @@
 """A run's settings -> its models on this rank and what trains recorded steps with them."""
 
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -24,8 +25,14 @@ from shared.run_settings import RunSettings
 
 
 def open_learner(settings: RunSettings, device: torch.device, ranks: Ranks | None = None) -> Learner:
-    """The run's initial models; RunRejected if they cannot be trained."""
-    return _Opening(settings, choose_algorithm(settings), device, ranks or OneRank()).learner()
+    """The run's initial models; RunRejected if they cannot be trained.
+
+    A run that only evaluates has the policy alone: no step will ask a critic, a reference or a teacher.
+    """
+    algorithm = choose_algorithm(settings)
+    if settings.evaluates_only:
+        algorithm = replace(algorithm, plan=None, value_loss=None, needs_reference=False)
+    return _Opening(settings, algorithm, device, ranks or OneRank()).learner()
 
 
 class _Opening:

@@ -24,6 +24,7 @@ from services.trainer.recorded_run import RecordedRun
 from services.trainer.recorded_steps import RecordedStep, RecordedSteps
 from services.trainer.share_step import share_of
 from services.trainer.take_up import WITHOUT_EFFECT
+from shared.check_trainer import OF_SERVED_TEACHER
 from shared.errors import RunRejected, SettingsError
 from shared.run_settings import RunSettings
 from shared.settings import Tree, merge, validate
@@ -57,6 +58,9 @@ def changed_settings(run: RecordedRun, overrides: Tree) -> RunSettings:
     trainer = overrides.get("trainer")
     if isinstance(trainer, dict):
         wrong += [f"trainer.{name}" for name in trainer if name in WITHOUT_EFFECT]
+        asked = trainer.get("distillation")
+        if isinstance(asked, dict):
+            wrong += [f"trainer.distillation.{name}" for name in OF_SERVED_TEACHER if name in asked]
     if wrong:
         raise SettingsError(
             f"{wrong[0]} changes nothing about training a recorded step again; a replay takes settings of the trainer,"

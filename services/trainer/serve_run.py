@@ -100,13 +100,19 @@ async def _with_background(serving: Serving, prepared: PreparedRun) -> None:
 
 
 async def _train_and_end(serving: Serving, prepared: PreparedRun) -> None:
-    loop, steps, runs = prepared.loop, serving.record.settings.trainer.steps, Runs(serving.redis)
+    loop, settings, runs = prepared.loop, serving.record.settings, Runs(serving.redis)
     done = await loop.run(prepared.done)
-    await prepared.gate.wait(done)
-    await loop.compute.run(export_model, prepared.learner, prepared.folder / "export")
+    is_evaluated = await prepared.gate.wait(done)
+    if settings.evaluates_only:
+        is_finished = is_evaluated
+        if is_evaluated:
+            await prepared.gate.check(done)
+    else:
+        is_finished = done == settings.trainer.steps
+        await loop.compute.run(export_model, prepared.learner, prepared.folder / "export")
     await prepared.metrics.reach(done)
     await loop.redis(lambda: loop.ledger.check(done))
-    state: State = "finished" if done == steps else "stopped"
+    state: State = "finished" if is_finished else "stopped"
     await loop.redis(lambda: runs.move(serving.run, ("starting", "running", "stopping"), state))
     serving.place.log.info("run_ended", run=serving.run, state=state, step=done)
 

@@ -11,6 +11,7 @@ from services.trainer.explained_variance import explained_variance
 from services.trainer.losses.token_loss import TrainedTokens, Values
 from services.trainer.ranks import Ranks
 from services.trainer.training_batch import NO_VERSION, TrainingBatch
+from shared.errors import RunRejected
 
 Noted = dict[str, float]
 """Metrics by name."""
@@ -61,10 +62,18 @@ def _learned(
 ) -> Learned:
     if algorithm.plan is None:
         return Learned(torch.zeros(len(row), dtype=torch.float64), None, Values())
-    said = RankTokens(
-        row, batch.loss_mask, estimates.proximal, estimates.reference, estimates.teacher, estimates.values
-    )
+    teacher = _recorded_teacher(batch) if algorithm.is_teacher_served else estimates.teacher
+    said = RankTokens(row, batch.loss_mask, estimates.proximal, estimates.reference, teacher, estimates.values)
     return algorithm.plan.advantages(samples, said, ranks.sum)
+
+
+def _recorded_teacher(batch: TrainingBatch) -> torch.Tensor:
+    if batch.teacher_logprobs is None:
+        raise RunRejected(
+            "trainer.distillation.url names a teacher that these attempts were recorded without; write"
+            " trainer.distillation.teacher, the folder of a model, which is asked when a step is trained"
+        )
+    return batch.teacher_logprobs
 
 
 def _means(sums: Values, tokens: int, ranks: Ranks) -> Noted:

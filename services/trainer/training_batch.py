@@ -28,6 +28,8 @@ class TrainingBatch:
     """[samples] int64: prompt and response tokens."""
     sample: torch.Tensor
     """[tokens] int64: which sample the token belongs to."""
+    teacher_logprobs: torch.Tensor | None
+    """[tokens] float32, of a served teacher; 0 where the mask is False. None if an attempt was not judged."""
     pair: torch.Tensor
     """[tokens] int64: in a run of kind dpo, 2 p for the chosen and 2 p + 1 for the rejected answer of the batch's p-th
     group; else 2 p."""
@@ -53,8 +55,18 @@ def training_batch(rollouts: list[Rollout]) -> TrainingBatch:
         versions=torch.from_numpy(_joined(versions, np.int32)),
         lengths=lengths,
         sample=sample,
+        teacher_logprobs=_of_teacher(rollouts, loss_mask),
         pair=pair.long()[sample],
     )
+
+
+def _of_teacher(rollouts: list[Rollout], mask: torch.Tensor) -> torch.Tensor | None:
+    parts: list[NDArray[Any]] = []
+    for rollout in rollouts:
+        if rollout.teacher_logprobs is None:
+            return None
+        parts += [np.zeros(len(rollout.prompt_ids), np.float32), rollout.teacher_logprobs]
+    return torch.from_numpy(_joined(parts, np.float32)) * mask
 
 
 def _joined(parts: list[NDArray[Any]], dtype: type) -> NDArray[Any]:

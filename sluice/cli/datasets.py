@@ -1,5 +1,6 @@
 """`sluice dataset ...`: files pushed to the gateway, listed, shown and deleted."""
 
+import re
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -11,12 +12,12 @@ from rich.table import Table
 from shared.errors import SluiceError
 from sluice.answers import Dataset
 from sluice.cli.options import AsJson, Config, client_of
-from sluice.cli.output import ERRORS, chat_text, clock, note, print_json, show, size, table
+from sluice.cli.output import ERRORS, begin, chat_text, clock, note, print_json, show, size, table
 from sluice.client import Client, GatewayError
 
 app = typer.Typer(help="Datasets: rows of prompts with labels.", no_args_is_help=True)
 
-CONFLICT = 409
+PARAMETER = re.compile(r"\?(\w+_key|replace)=(?:true)?")
 
 
 @app.command("push")
@@ -55,9 +56,20 @@ def _upload(client: Client, name: str, file: Path, parameters: dict[str, str]) -
         try:
             return client.push_dataset(name, file, lambda count: bar.advance(task, count), **parameters)
         except GatewayError as error:
-            if error.status == CONFLICT and "replace" not in parameters:
-                raise SluiceError(f"{error}, or push it with --replace") from error
-            raise
+            raise GatewayError(_as_options(str(error)), error.status, [_of_row(one) for one in error.details]) from None
+
+
+def _of_row(detail: Any) -> Any:
+    return (
+        {**detail, "error": _as_options(str(detail["error"]))}
+        if isinstance(detail, dict) and "error" in detail
+        else detail
+    )
+
+
+def _as_options(sentence: str) -> str:
+    """Parameters of the request, `?prompt_key=`, as the options of this command: `--prompt-key`."""
+    return PARAMETER.sub(lambda found: f"--{found[1].replace('_', '-')}", sentence)
 
 
 @app.command("list")
@@ -87,11 +99,16 @@ def show_(
 
 
 def _labelled(rows: list[dict[str, Any]]) -> Table:
-    return table(("row", "prompt", "label"), [(r["row"], chat_text(r["prompt"]), r["label"]) for r in rows])
+    texts = [(r["row"], begin(chat_text(r["prompt"])), _short(r["label"])) for r in rows]
+    return table(("row", "prompt", "label"), texts)
+
+
+def _short(label: Any) -> Any:
+    return begin(label) if isinstance(label, str) else label
 
 
 def _pairs(rows: list[dict[str, Any]]) -> Table:
-    texts = [(r["row"], *(chat_text(r[name]) for name in ("prompt", "chosen", "rejected"))) for r in rows]
+    texts = [(r["row"], *(begin(chat_text(r[name])) for name in ("prompt", "chosen", "rejected"))) for r in rows]
     return table(("row", "prompt", "chosen", "rejected"), texts)
 
 

@@ -43,7 +43,10 @@ def print_error(message: str) -> None:
 def table(
     columns: Iterable[str], rows: Iterable[Iterable[Any]], title: str | None = None, fixed: Iterable[str] = ()
 ) -> Table:
-    """A plain table; numbers are written to four places and set to the right. Columns of `fixed` are never folded."""
+    """A plain table; numbers are written to four places and set to the right, Text keeps its colour.
+
+    Columns of `fixed` are never folded.
+    """
     whole = set(fixed)
     view = Table(title=title, box=None, header_style="bold", pad_edge=False, title_justify="left")
     body = [list(row) for row in rows]
@@ -51,7 +54,7 @@ def table(
         numeric = bool(body) and all(isinstance(row[index], int | float | None) for row in body)
         view.add_column(column, justify="right" if numeric else "left", overflow="fold", no_wrap=column in whole)
     for row in body:
-        view.add_row(*(Text(_cell(value)) for value in row))
+        view.add_row(*(value if isinstance(value, Text) else Text(_cell(value)) for value in row))
     return view
 
 
@@ -89,7 +92,14 @@ def size(count: float) -> str:
 def _cell(value: Any) -> str:
     if value is None:
         return "-"
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
+    return f"{value:.4g}" if isinstance(value, float) else _printable(str(value))
+
+
+def _printable(text: str) -> str:
+    """Characters that steer a terminal as escapes, for prompts and answers may hold any."""
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() or c in "\n\t" else c.encode("unicode_escape").decode() for c in text)
 
 
 def _plain(data: Any) -> Any:

@@ -13,7 +13,7 @@ from shared.settings import Layer, from_assignments, merge, read_toml, validate_
 from sluice.answers import Run, Sample
 from sluice.cli.options import AsJson, Config, client_of, deployment_of
 from sluice.cli.output import begin, chat_text, clock, note, print_json, short_clock, show, table
-from sluice.cli.watch import follow_start, follow_to_end
+from sluice.cli.watch import evaluation_table, follow_start, follow_to_end
 
 app = typer.Typer(help="Runs: one training each, from a TOML file.", no_args_is_help=True)
 
@@ -93,7 +93,8 @@ def list_(config: Config = None, as_json: AsJson = False) -> None:
     """List the runs, oldest first."""
     with client_of(config) as client:
         found = client.runs()
-    rows = [(r.run, r.kind, r.state, f"{r.step}/{r.steps}", short_clock(r.created), r.reason) for r in found]
+    steps = [f"{r.step}/{r.steps}" if r.steps else "-" for r in found]
+    rows = [(r.run, r.kind, r.state, s, short_clock(r.created), r.reason) for r, s in zip(found, steps, strict=True)]
     columns = ("run", "kind", "state", "steps", "created", "reason")
     view = table(columns, rows, fixed=columns[1:-1])
     show(as_json, {"runs": found}, view if found else "no runs; start one with `sluice run start RUN.toml`")
@@ -105,11 +106,10 @@ def show_(name: str, config: Config = None, as_json: AsJson = False) -> None:
     with client_of(config) as client:
         run = client.run(name)
     facts = [(k, v) for k, v in _facts(run).items() if v not in (None, "")]
-    evaluations = [(e.version, e.dataset, f"{e.done}/{e.groups}", e.dropped, e.reward_mean) for e in run.evaluations]
     parts = [
         table(("run", run.run), facts),
         "",
-        table(("version", "evaluation", "groups", "dropped", "mean reward"), evaluations),
+        evaluation_table(run),
         "",
         table(("counter", "value"), sorted(run.counters.items())),
         "",
@@ -152,7 +152,7 @@ def _finish(run: Run, as_json: bool, config: Path | None) -> None:
         raise SluiceError(f"run {run.run} failed: {run.reason}")
     if as_json:
         return
-    note(f"run {run.run} {run.state} at step {run.step} of {run.steps}")
+    note(f"run {run.run} {run.state}{f' at step {run.step} of {run.steps}' if run.steps else ''}")
     deployment = deployment_of(config)
     export = deployment.runs_folder / run.run / "export"
     if export.exists():
@@ -167,7 +167,7 @@ def _facts(run: Run) -> dict[str, object]:
         "state": run.state,
         "reason": run.reason,
         "held back": run.held_back,
-        "step": f"{run.step} of {run.steps}",
+        "step": f"{run.step} of {run.steps}" if run.steps else "none: it evaluates the initial model",
         "weight version": run.weight_version,
         "created": clock(run.created),
         "started": clock(run.started),

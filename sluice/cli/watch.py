@@ -87,9 +87,9 @@ class Lines:
 
     def update(self, run: Run, new_steps: list[Step], new_evaluations: list[Evaluation]) -> None:
         for evaluation in new_evaluations:
-            OUT.print(
-                f"evaluation of version {evaluation.version} on {evaluation.dataset}: {evaluation.reward_mean:.4f}"
-            )
+            dropped = f"; {evaluation.dropped} of {evaluation.groups} rows dropped" if evaluation.dropped else ""
+            version, mean = evaluation.version, f"{evaluation.reward_mean:.4f}"
+            _line(f"evaluation of version {version} on {evaluation.dataset}: {mean}{dropped}")
         every = max(1, run.steps // MOST_LINES)
         for step in new_steps:
             if step.step % every == 0 or step.step == run.steps:
@@ -99,7 +99,7 @@ class Lines:
 
 
 class LiveTable:
-    """The last steps in a table that is drawn anew, under a progress bar."""
+    """The last steps, or the evaluation of a run without any, in a table that is drawn anew, under a progress bar."""
 
     def __init__(self, live: Live) -> None:
         self._live = live
@@ -110,14 +110,29 @@ class LiveTable:
         self._accuracy |= {evaluation.version: evaluation.reward_mean for evaluation in new_evaluations}
         self._rows += [row(step, self._accuracy.get(step.weight_version)) for step in new_steps]
         self._rows = self._rows[-LIVE_ROWS:]
-        self._live.update(Group(self._head(run), "", table(*filled(self._rows))))
+        body = table(*filled(self._rows)) if run.steps else evaluation_table(run)
+        self._live.update(Group(self._head(run), "", body))
 
     def _head(self, run: Run) -> Table:
         head = Table.grid(padding=(0, 2))
-        accuracy = f"eval {self._accuracy[max(self._accuracy)]:.3f}" if self._accuracy else ""
-        bar = ProgressBar(total=run.steps, completed=run.step, width=30)
-        head.add_row(f"[bold]{run.run}[/]", run.state, bar, f"{run.step}/{run.steps}", accuracy)
+        accuracy = f"eval {self._accuracy[max(self._accuracy)]:.3f}" if self._accuracy and run.steps else ""
+        done, total = progress(run)
+        bar = ProgressBar(total=total or None, completed=done, width=30)
+        head.add_row(f"[bold]{run.run}[/]", run.state, bar, f"{done}/{total}", accuracy)
         return head
+
+
+def progress(run: Run) -> tuple[int, int]:
+    """Steps that are done and those of the run; of a run without any the rows of its evaluation."""
+    if run.steps:
+        return run.step, run.steps
+    return sum(e.done for e in run.evaluations), sum(e.groups for e in run.evaluations)
+
+
+def evaluation_table(run: Run) -> Table:
+    """What each version of the run made of each held-out dataset."""
+    rows = [(e.version, e.dataset, f"{e.done}/{e.groups}", e.dropped, e.reward_mean) for e in run.evaluations]
+    return table(("version", "evaluation", "groups", "dropped", "mean reward"), rows)
 
 
 def row(step: Step, accuracy: float | None) -> tuple[Any, ...]:

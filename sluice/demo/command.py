@@ -1,10 +1,8 @@
-"""`sluice demo`: a tiny model, from demonstrations through RL to a plot, on all the real services of this machine."""
+"""`sluice demo`: a tiny model, from demonstrations by any method to a plot, on all real services of this machine."""
 
 import shutil
 import subprocess
 import sys
-import time
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -12,38 +10,23 @@ import typer
 
 from shared.deployment import Deployment
 from shared.errors import SluiceError
-from shared.settings import merge
 from sluice.answers import Run
 from sluice.cli.down import stop
 from sluice.cli.options import AsJson, deployment_of
 from sluice.cli.output import note, print_json
 from sluice.cli.up import start_detached
-from sluice.cli.watch import follow_start, follow_to_end
-from sluice.client import Client
 from sluice.connect import connect
 from sluice.demo.plot import plot_in_terminal, write_png
-from sluice.demo.recipe import DemoAlgorithm, Recipe, make_recipe
+from sluice.demo.recipe import DemoAlgorithm, make_recipe
 from sluice.demo.rows import RowCounts, write_rows
-from sluice.demo.summary import HELD_OUT, summarise, write_summary
+from sluice.demo.summary import summarise, write_summary
+from sluice.demo.train import Clock, DemoRuns
 
 MARK = ".sluice-demo"
 """A folder with this file in it was made by the demo, and the next demo may replace it."""
 MODEL_DEADLINE_S = 120.0
-WORKED = "worked-demonstrations"
 COUNTS = RowCounts(demonstrations=28_000, prompts=8_000, held_out=400)
 WORKED_SHARE = 0.4
-
-
-@dataclass(slots=True)
-class Clock:
-    """Seconds by phase."""
-
-    seconds: dict[str, float] = field(default_factory=dict[str, float])
-    _begun: float = field(default_factory=time.monotonic)
-
-    def lap(self, phase: str) -> None:
-        now = time.monotonic()
-        self.seconds[phase], self._begun = round(now - self._begun, 1), now
 
 
 def demo(
@@ -61,7 +44,7 @@ def demo(
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Train a tiny model with SFT and RL on this machine: real engine, real streams, no GPU."""
+    """Train a tiny model with SFT and then RL, DPO or more SFT: real engine, real streams, no GPU."""
     clock, interrupted = Clock(), False
     deployment = deployment_of(None, [*(assignments or []), f"paths.home={home}"])
     recipe = make_recipe(algorithm, seed, run_assignments or [])
@@ -75,8 +58,8 @@ def demo(
         start_detached(deployment, home.absolute())
         clock.lap("start")
         with connect(deployment) as client:
-            run = _train(client, model, files, recipe, clock, as_json)
-            summary = summarise(run, client.steps(run.run, limit=10_000), clock.seconds, seed, algorithm.written)
+            runs = DemoRuns(client, deployment.runs_folder, recipe, clock, as_json)
+            done = runs.train(model, files)
     except KeyboardInterrupt:
         interrupted = True
         raise
@@ -84,7 +67,8 @@ def demo(
         outcome = "kept" if keep else stop(home.absolute())
         if interrupted:
             _tell_interrupted(home, outcome, assignments or [])
-    _report(home, deployment, run, summary, keep, as_json)
+    summary = summarise(done.run, done.steps, done.held_out, clock.seconds, seed, algorithm.written)
+    _report(home, deployment, done.run, summary, keep, as_json)
 
 
 def _tell_interrupted(home: Path, outcome: str, assignments: list[str]) -> None:
@@ -98,39 +82,6 @@ def _tell_interrupted(home: Path, outcome: str, assignments: list[str]) -> None:
         settings = "".join(f" --set {one}" for one in assignments)
         note(f"to let the run go on: export SLUICE_PATHS__HOME={home}; sluice up -d{settings}; sluice run list")
     note(f"`sluice demo` begins anew, and replaces {home}")
-
-
-def _train(client: Client, model: Path, files: dict[str, Path], recipe: Recipe, clock: Clock, as_json: bool) -> Run:
-    for name, file in (("demonstrations", files["sft"]), ("sums", files["train"]), (HELD_OUT, files["held_out"])):
-        client.push_dataset(name, file)
-    exports = model.parent.absolute() / "runs"
-    note("[bold]3/5[/] SFT: learn from demonstrations: most leave the thinking empty, some add the columns in it")
-    sft = _run_to_end(client, merge(recipe.sft, {"model": {"path": str(model.absolute())}}), as_json)
-    start, teacher = str(exports / sft.run / "export"), None
-    clock.lap("sft")
-    if recipe.teacher is not None:
-        note("      SFT of the teacher: from there, on demonstrations that all add the columns")
-        client.push_dataset(WORKED, files["worked"])
-        taught = _run_to_end(client, merge(recipe.teacher, {"model": {"path": start}}), as_json)
-        teacher = str(exports / taught.run / "export")
-        clock.lap("teacher")
-    note(f"[bold]4/5[/] {recipe.algorithm.written}: {_purpose(recipe)}")
-    run = _run_to_end(client, recipe.last(start, teacher), as_json)
-    clock.lap("rl")
-    return run
-
-
-def _purpose(recipe: Recipe) -> str:
-    return "only right answers are rewarded" if recipe.teacher is None else "the teacher judges each token"
-
-
-def _run_to_end(client: Client, tree: dict[str, Any], as_json: bool) -> Run:
-    name = client.start_run(tree).run
-    follow_start(client, name)
-    run = follow_to_end(client, name, as_json)
-    if run.state != "finished":
-        raise SluiceError(f"run {name} ended as {run.state}: {run.reason}")
-    return run
 
 
 def _fresh_folder(home: Path) -> None:
@@ -154,7 +105,7 @@ def _make_model(folder: Path, seed: int) -> Path:
 def _report(home: Path, deployment: Deployment, run: Run, summary: dict[str, Any], keep: bool, as_json: bool) -> None:
     export = deployment.runs_folder / run.run / "export"
     summary = {**summary, "export": str(export)}
-    file, picture = write_summary(home, summary), write_png(summary, home / "reward.png")
+    file, picture = write_summary(home, summary), write_png(summary, home / "plot.png")
     if as_json:
         print_json(summary)
         return

@@ -1,9 +1,11 @@
-"""Reward by step and held-out accuracy by version -> a plot in the terminal and a PNG."""
+"""The curve of a run by step and held-out accuracy by version -> a plot in the terminal and a PNG."""
 
 from pathlib import Path
 from typing import Any
 
-TITLE = "{algorithm}: mean reward by step, accuracy on held-out rows"
+from sluice.demo.summary import CURVES
+
+TITLE = "{algorithm}: {curve} by step, accuracy on held-out rows"
 """plotext leaves out a title that is wider than the plot."""
 
 
@@ -11,14 +13,14 @@ def plot_in_terminal(summary: dict[str, Any]) -> str:
     """The plot as text, 80 columns wide."""
     import plotext  # noqa: PLC0415 - installed with the demo extra
 
-    rewards, accuracy = summary["reward_curve"], summary["accuracy_curve"]
+    curve, values, accuracy = CURVES[summary["kind"]], _values(summary), summary["accuracy_curve"]
     plotext.clear_figure()
     plotext.theme("clear")
     plotext.plot_size(80, 18)
-    plotext.title(TITLE.format_map(summary))
-    plotext.plot(list(range(1, len(rewards) + 1)), rewards, label="mean reward", marker="dot")
+    plotext.title(TITLE.format(algorithm=summary["algorithm"], curve=curve.title))
+    plotext.plot(list(range(1, len(values) + 1)), values, label=curve.title, marker="dot")
     plotext.scatter([v for v, _ in accuracy], [a for _, a in accuracy], label="held-out accuracy", marker="O")
-    plotext.ylim(0, 1)
+    plotext.ylim(0, _top(values))
     plotext.xlabel("step")
     return str(plotext.uncolorize(plotext.build()))
 
@@ -27,13 +29,23 @@ def write_png(summary: dict[str, Any], file: Path) -> Path:
     """The same plot as a picture."""
     from matplotlib.figure import Figure  # noqa: PLC0415 - installed with the demo extra
 
-    rewards, accuracy = summary["reward_curve"], summary["accuracy_curve"]
+    curve, values, accuracy = CURVES[summary["kind"]], _values(summary), summary["accuracy_curve"]
     figure = Figure(figsize=(7, 4), layout="constrained")
     axes = figure.subplots()
-    axes.plot(range(1, len(rewards) + 1), rewards, label="mean reward (sampled)")
+    axes.plot(range(1, len(values) + 1), values, label=curve.legend)
     axes.plot([v for v, _ in accuracy], [a for _, a in accuracy], "o-", label="held-out accuracy (greedy)")
-    axes.set(title=TITLE.format_map(summary), xlabel="step", ylim=(0, 1))
+    title = TITLE.format(algorithm=summary["algorithm"], curve=curve.title)
+    axes.set(title=title, xlabel="step", ylim=(0, _top(values)))
     axes.grid(alpha=0.3)
     axes.legend()
     figure.savefig(file, dpi=120)
     return file
+
+
+def _values(summary: dict[str, Any]) -> list[float]:
+    return summary[CURVES[summary["kind"]].key]
+
+
+def _top(values: list[float]) -> float:
+    """Of the scale: accuracies end at 1, and a loss may begin above it."""
+    return max(1.0, *values)

@@ -1,4 +1,4 @@
-"""A seed -> sums from reasoning-gym: demonstrations for SFT, prompts for RL, and held-out rows that neither holds."""
+"""A seed -> sums from reasoning-gym: demonstrations, prompts for RL, pairs of answers, held-out rows apart from all."""
 
 import json
 import random
@@ -18,22 +18,28 @@ class RowCounts:
     held_out: int
 
 
-def write_rows(folder: Path, seed: int, counts: RowCounts, worked_share: float) -> dict[str, Path]:
-    """Write sft.jsonl, worked.jsonl, train.jsonl and held_out.jsonl.
+HELD_OUT = "held-out"
 
-    A demonstration answers `407+774=` either without thinking (`<think></think>1181`) or after adding the columns from
-    the right, each with its carry (`<think>11 08 11</think>1181`), the latter for `worked_share` of the rows. Prompts
-    and held-out rows carry only the answer. worked.jsonl has the sums of sft.jsonl, all of them worked; else no sum
-    stands in two files.
+
+def write_rows(folder: Path, seed: int, counts: RowCounts, worked_share: float) -> dict[str, Path]:
+    """Write a file for each dataset of the demo; returns them by the name of the dataset.
+
+    `demonstrations` answer `407+774=` either without thinking (`<think></think>1181`) or after adding the columns from
+    the right, each with its carry (`<think>11 08 11</think>1181`), the latter for `worked_share` of the rows;
+    `worked-demonstrations` are the same sums, all of them worked. `sums` and `held-out` rows carry only the answer.
+    `pairs` are the sums of `sums`: the worked answer is chosen, and one without thinking that is wrong in a digit is
+    rejected. No other sum stands in two files.
     """
     problems = _problems(seed, counts.demonstrations + counts.prompts + counts.held_out)
     chance = random.Random(seed)
     rest = counts.held_out + counts.prompts
+    prompts, shown = problems[counts.held_out : rest], problems[rest:]
     rows = {
-        "held_out": [_row(problem) for problem in problems[: counts.held_out]],
-        "train": [_row(problem) for problem in problems[counts.held_out : rest]],
-        "sft": [_demonstration(problem, chance.random() < worked_share) for problem in problems[rest:]],
-        "worked": [_demonstration(problem, True) for problem in problems[rest:]],
+        HELD_OUT: [_row(problem) for problem in problems[: counts.held_out]],
+        "sums": [_row(problem) for problem in prompts],
+        "demonstrations": [_demonstration(problem, chance.random() < worked_share) for problem in shown],
+        "worked-demonstrations": [_demonstration(problem, True) for problem in shown],
+        "pairs": [_pair(problem, chance) for problem in prompts],
     }
     folder.mkdir(parents=True, exist_ok=True)
     files = {name: folder / f"{name}.jsonl" for name in rows}
@@ -73,8 +79,25 @@ def _row(problem: tuple[str, str]) -> Row:
 
 def _demonstration(problem: tuple[str, str], worked: bool) -> Row:
     expression, answer = problem
-    thoughts = " ".join(_column_sums(expression)) if worked else ""
-    return {"prompt": f"{expression}=", "label": f"<think>{thoughts}</think>{answer}"}
+    return {"prompt": f"{expression}=", "label": _worked(problem) if worked else f"<think></think>{answer}"}
+
+
+def _pair(problem: tuple[str, str], chance: random.Random) -> Row:
+    expression, answer = problem
+    rejected = f"<think></think>{_slip(answer, chance)}"
+    return {"prompt": f"{expression}=", "chosen": _worked(problem), "rejected": rejected}
+
+
+def _worked(problem: tuple[str, str]) -> str:
+    expression, answer = problem
+    return f"<think>{' '.join(_column_sums(expression))}</think>{answer}"
+
+
+def _slip(number: str, chance: random.Random) -> str:
+    """`1181` -> `1281`: another digit in one place."""
+    place = chance.randrange(len(number))
+    others = [digit for digit in "123456789" if digit != number[place]]
+    return number[:place] + chance.choice(others) + number[place + 1 :]
 
 
 def _column_sums(expression: str) -> list[str]:

@@ -39,6 +39,11 @@ def test_an_address_of_another_machine_is_told() -> None:
         check_ports([PortUse("gateway.port", "192.0.2.1", free_port())])
 
 
+def test_ports_of_many_engines_beyond_the_last_one_are_told() -> None:
+    with pytest.raises(SluiceError, match=r"engine.port of the last engines comes to 65536.*; write a smaller one"):
+        check_ports([PortUse("engine.port", "127.0.0.1", 65536)])
+
+
 def test_free_ports_pass_and_nobody_holds_them() -> None:
     port = free_port()
     check_ports([PortUse("gateway.port", "127.0.0.1", port), PortUse("router.port", "0.0.0.0", free_port())])

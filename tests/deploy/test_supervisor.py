@@ -116,6 +116,15 @@ async def test_a_service_that_cannot_start_stops_everything_with_its_last_lines(
     assert running.state.leftovers() == {}
 
 
+async def test_the_reason_of_a_start_is_told_without_what_earlier_ones_logged(tmp_path: Path) -> None:
+    (tmp_path / "logs").mkdir()
+    (tmp_path / "logs" / "bad.log").write_text("no model at /models/corrected\n")
+    running = Running(tmp_path, [service("bad", "--die-at-once", "no model at /models/tiny")])
+    with pytest.raises(SluiceError) as error:
+        await asyncio.wait_for(running.task, 20)
+    assert str(error.value).count("no model at") == 1
+
+
 async def test_a_service_that_is_never_healthy_is_given_up_at_its_deadline(tmp_path: Path) -> None:
     silent = Service("silent", (sys.executable, "-c", "import time; time.sleep(60)"), "http://127.0.0.1:9/healthz", ())
     slow = Service(silent.name, silent.command, silent.health, (), start_deadline_s=0.5, stop_grace_s=1)
@@ -315,6 +324,16 @@ def test_a_second_supervisor_in_the_same_home_is_refused_with_a_sentence(tmp_pat
         pass
     with contextlib.ExitStack() as stack:
         stack.enter_context(only_one(tmp_path))
+
+
+def test_a_home_that_is_no_folder_is_told(tmp_path: Path) -> None:
+    file = tmp_path / "file"
+    file.touch()
+    for home in (file, file / "home"):
+        with pytest.raises(SluiceError, match=r"cannot be used \(.*\); set paths.home to a folder"), only_one(home):
+            pass
+        with pytest.raises(SluiceError, match=r"set paths.home to a folder"):
+            read_state(home)
 
 
 def test_a_start_that_is_refused_leaves_no_folder_behind(tmp_path: Path) -> None:

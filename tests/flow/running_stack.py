@@ -34,6 +34,11 @@ class Stack:
     model: Path
     redis_url: str
 
+    @property
+    def engine_url(self) -> str:
+        """Of the SGLang server itself, past the router."""
+        return f"http://127.0.0.1:{self.deployment.engine.port}"
+
     def processes(self) -> dict[str, int]:
         """Process ids of the supervisor and its services."""
         state = read_state(self.home)

@@ -69,6 +69,15 @@ def finished(stack: Stack, tmp_path_factory: pytest.TempPathFactory) -> Run:
         return until_ended(stack.client, RUN)
 
 
+@pytest.fixture(scope="module")
+def evaluated(stack: Stack, finished: Run) -> Run:
+    """The model that the run above began with, evaluated by the engine that served it."""
+    with remote_reward() as url:
+        tree = {**run_tree(stack, "evaluated", type="remote", url=url), "trainer": {"steps": 0}, "data": {}}
+        stack.client.start_run(tree)
+        return until_ended(stack.client, "evaluated")
+
+
 @dataclass(frozen=True)
 class Served:
     """A run that was live, asked, and made to go back to the version that it began with."""
@@ -157,6 +166,26 @@ def test_the_export_is_a_model_folder_and_differs_from_the_start(stack: Stack, f
     assert weights != before
 
 
+def test_a_run_of_0_steps_answers_and_scores_as_version_0_did(stack: Stack, finished: Run, evaluated: Run) -> None:
+    assert (evaluated.state, evaluated.reason, evaluated.weight_version) == ("finished", "", 0)
+    (found,), before = evaluated.evaluations, next(e for e in finished.evaluations if e.version == 0)
+    assert found == before
+
+    def answers(run: str) -> dict[int, tuple[str, float | None]]:
+        samples = stack.client.samples(run, 500, evaluations=True)
+        return {s.row: (s.text, s.reward) for s in samples if s.weight_versions[0][0] == 0}
+
+    assert len(answers(RUN)) == 6
+    assert answers(RUN) == answers("evaluated")
+
+
+def test_a_run_of_0_steps_trains_nothing_and_balances(stack: Stack, evaluated: Run) -> None:
+    ledger = stack.client.ledger("evaluated", verify=True)
+    assert (ledger.balanced, ledger.problems, ledger.step) == (True, [], 0)
+    assert (ledger.groups.evaluated, ledger.groups.trained, ledger.groups.released) == (6, 0, 6)
+    assert not (stack.home / "runs" / "evaluated" / "export").exists()
+
+
 def test_the_gateway_forwards_generation_to_the_engine(served: Served) -> None:
     assert int(served.answer["meta_info"]["weight_version"]) < (served.asked.step or 0)
     assert 1 <= len(served.answer["output_ids"]) <= 4
@@ -184,6 +213,19 @@ def test_the_ledger_of_versions_says_what_each_was_made_from_and_who_took_it(sta
     assert all((v.engines_done, v.engines_failed) == (1, 0) for v in found.versions)
     assert found.available == [(0, 0), (2, 3)]
     assert found.versions[0].tokens == stack.client.steps(RUN)[-1].metrics["tokens"]
+
+
+def test_a_run_whose_engine_is_its_teacher_finds_no_difference_from_it(stack: Stack, finished: Run) -> None:
+    tree = run_tree(stack, "taught", type="contains")
+    tree["trainer"] |= {"steps": 2, "distillation": {"url": stack.engine_url, "coef": 1.0}}
+    stack.client.start_run({**tree, "eval": {}})
+    run = until_ended(stack.client, "taught")
+    assert (run.state, run.reason) == ("finished", "")
+    # max_staleness is 0: while attempts are scored, the engine still serves the version that sampled them
+    differences = [step.metrics["teacher_kl"] for step in stack.client.steps("taught")]
+    assert len(differences) == 2
+    assert all(abs(difference) < 1e-4 for difference in differences)
+    assert stack.client.ledger("taught", verify=True).problems == []
 
 
 @pytest.mark.parametrize(

@@ -20,6 +20,7 @@ def settings(*assignments: str) -> RunSettings:
 
 PROXIMAL = "loss.old_policy=proximal"
 WHITENED = "advantage.whiten=step"
+SERVED = ["distillation.url=http://teacher.example:30000", "distillation.coef=1.0"]
 REFUSED = [
     (["updates_per_step=5"], "does not divide rollout.groups_per_step = 32; write a divisor of it"),
     (["warmup_steps=11"], "write at most 10"),
@@ -32,15 +33,18 @@ REFUSED = [
     (["kl.reference=/models/other"], "trainer.kl.reference has no effect; write loss_coef"),
     (["kl.refresh_every=3"], "trainer.kl.refresh_every has no effect; write loss_coef"),
     (["advantage.estimator=gropo"], "write grpo, rloo, reinforce_plus_plus"),
+    (["advantage.estimator=mine:"], "or module:function for your own"),
     (["advantage.estimator=reinforce_plus_plus"], 'write whiten = "step" or "dataset"'),
     (["advantage.estimator=reinforce_plus_plus_baseline"], 'write whiten = "step" or "dataset"'),
     (["advantage.estimator=rloo", "advantage.normalize_std=false"], "normalize_std is grpo's"),
     (["advantage.gamma=0.9"], "trainer.advantage.gamma has no effect on grpo"),
     (["advantage.gae_lambda=0.9"], "trainer.advantage.gae_lambda is ppo's"),
     (["loss.type=ppo"], "write ppo_clip, gspo, cispo, or module:function"),
+    (["loss.type=:loss"], "write ppo_clip, gspo, cispo, or module:function"),
     (["loss.type=gspo", "loss.clip_high=0.2"], "write values up to 0.1, or leave them out for 3e-4 and 4e-4"),
     (["loss.clip_low=1.0"], "write less than 1"),
     (["loss.type=cispo", "loss.dual_clip=3"], "dual_clip has no effect on cispo"),
+    (["loss.type=cispo", "loss.clip_low=1.0"], "write less than 1, or leave it out"),
     (["loss.dual_clip=1.0"], "greater than 1"),
     (["loss.aggregation=constant"], "divides by constant_length; write it"),
     (["loss.constant_length=100"], 'write aggregation = "constant" or leave it out'),
@@ -63,6 +67,15 @@ REFUSED = [
     (["advantage.estimator=ppo", "critic.warmup_steps=10"], "write less than 10"),
     (["distillation.coef=1.0"], "write trainer.distillation.teacher"),
     (["distillation.teacher=/models/large"], "write coef = 1.0"),
+    (["distillation.url=http://teacher.example"], "trainer.distillation.url has no effect with coef = 0"),
+    ([*SERVED, "distillation.teacher=/models/large"], "name two teachers; leave one of them out"),
+    (["distillation.url=teacher:30000", "distillation.coef=1.0"], "write the http:// or https:// address"),
+    (
+        ["distillation.teacher=/models/large", "distillation.coef=1.0", "distillation.batch_tokens=4096"],
+        "trainer.distillation.batch_tokens has no effect without a url",
+    ),
+    ([*SERVED, "offload_frozen=true"], "in the trainer, which this run has not"),
+    (["offload_frozen=true"], "write a coefficient in trainer.kl, or a trainer.distillation.teacher"),
     (["dpo.beta=0.3"], 'trainer.dpo is of runs of kind "dpo", and beta is set'),
 ]
 FINE = [
@@ -74,7 +87,7 @@ FINE = [
     ["advantage.estimator=reinforce_plus_plus", WHITENED, "advantage.gamma=0.9", "kl.reward_coef=0.01"],
     ["advantage.estimator=mine:advantages"],
     ["loss.type=gspo", "loss.clip_high=5e-4"],
-    ["loss.type=cispo", "loss.clip_low=1.0", "loss.clip_high=7.0"],
+    ["loss.type=cispo", "loss.clip_low=0.9", "loss.clip_high=7.0"],
     ["loss.aggregation=constant", "loss.constant_length=100"],
     [PROXIMAL, "loss.clip_high=0.3", "updates_per_step=2"],
     [PROXIMAL, "loss.clip_high=0.3", "epochs=2"],
@@ -82,6 +95,9 @@ FINE = [
     ["correction.opsm_delta=1e-4", "correction.max_token_staleness=2"],
     ["loss.type=mine:loss", "kl.measure=true"],
     ["distillation.teacher=/models/large", "distillation.coef=1.0"],
+    ["distillation.teacher=/models/large", "distillation.coef=1.0", "offload_frozen=true"],
+    ["kl.measure=true", "offload_frozen=true"],
+    [*SERVED, "distillation.batch_tokens=4096", "distillation.deadline_s=3", "distillation.max_tries=1"],
 ]
 
 
@@ -119,6 +135,9 @@ def test_estimators_without_a_group_take_one_attempt(estimator: str) -> None:
         (["kind=sft", "trainer.kl.loss_coef=0.9"], "trainer.kl.loss_coef has no effect"),
         (["kind=sft", "trainer.logprob_diff_alarm=0.1"], "which a run of kind 'sft' has not"),
         (["kind=dpo", "trainer.logprob_diff_alarm=0.1"], "which a run of kind 'dpo' has not"),
+        (["kind=sft", "trainer.offload_frozen=true"], "trainer.offload_frozen is about a reference or a teacher"),
+        (["kind=sft", f"trainer.{SERVED[0]}"], "trainer.distillation.url has no effect in a run of kind 'sft'"),
+        (["kind=dpo", f"trainer.{SERVED[0]}"], "trainer.distillation.url has no effect in a run of kind 'dpo'"),
         (["kind=sft", "trainer.dpo.beta=0.9"], "trainer.dpo.beta has no effect"),
         (["kind=dpo", "trainer.kl.loss_coef=0.9"], "trainer.kl.loss_coef has no effect in a run of kind 'dpo'"),
         (["kind=dpo", "trainer.dpo.type=ipo", "trainer.dpo.label_smoothing=0.1"], "write 0"),
@@ -134,5 +153,6 @@ def test_runs_without_rewards_refuse_what_is_about_rewards(assignments: list[str
     assert sentence in str(caught.value)
 
 
-def test_a_preference_run_has_pairs_and_may_name_its_reference() -> None:
+def test_a_preference_run_has_pairs_and_may_name_its_reference_and_offload_it() -> None:
     assert settings("kind=dpo", "trainer.kl.reference=/models/other").attempts_per_group == 2
+    settings("kind=dpo", "trainer.offload_frozen=true")

@@ -8,6 +8,7 @@ from shared.run_settings import RunSettings
 from shared.scripts import Ledger
 from shared.settings import validate
 from shared.topology import Keys
+from shared.trainer_settings import TrainerSettings
 
 SETTINGS = validate(
     RunSettings,
@@ -24,6 +25,8 @@ SETTINGS = validate(
 
 def test_the_first_every_tenth_and_the_last_version_are_evaluated() -> None:
     assert [version for version in range(26) if is_due(SETTINGS, version)] == [0, 10, 20, 25]
+    nothing_trained = SETTINGS.model_copy(update={"trainer": TrainerSettings(steps=0)})
+    assert is_due(nothing_trained, 0)
 
 
 async def test_a_tally_is_complete_when_every_group_is_answered_or_dropped(redis: Redis) -> None:

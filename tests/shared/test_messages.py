@@ -33,6 +33,7 @@ def rollout(tokens: int) -> Rollout:
         worker="w",
         seconds=0.25,
         reward=1.0,
+        teacher_logprobs=-np.linspace(0, 11, tokens, dtype=np.float32),
     )
 
 
@@ -49,9 +50,11 @@ def test_a_rollout_survives_the_wire_bit_for_bit() -> None:
             assert after == before, field.name
 
 
-def test_a_long_rollout_takes_at_most_nine_bytes_a_token_beside_its_text() -> None:
+def test_a_long_rollout_takes_at_most_nine_bytes_a_token_beside_its_text_and_four_more_with_a_teacher() -> None:
     codec: Codec[Rollout] = Codec(Rollout)
-    assert len(codec.encode(rollout(4096))) <= 9 * 4096
+    judged = rollout(4096)
+    assert len(codec.encode(dataclasses.replace(judged, teacher_logprobs=None))) <= 9 * 4096
+    assert len(codec.encode(judged)) <= 13 * 4096
 
 
 def test_a_step_record_decodes_to_the_kind_that_was_sent() -> None:

@@ -55,3 +55,14 @@ def test_a_path_without_module_or_attribute_is_refused(path: str) -> None:
 def test_a_module_that_does_not_import_is_named() -> None:
     with pytest.raises(PluginError, match="module no_such_module does not import"):
         load_function("no_such_module:score", ("rollout",), EXAMPLE)
+
+
+def test_a_module_that_ends_the_program_is_named(module: str, tmp_path: Path) -> None:
+    (tmp_path / f"{module}_script.py").write_text("import sys\nsys.exit(2)\n")
+    with pytest.raises(PluginError, match="ends the program when it is imported"):
+        load_function(f"{module}_script:score", ("rollout",), EXAMPLE)
+
+
+def test_a_callable_without_a_signature_is_refused() -> None:
+    with pytest.raises(PluginError, match="builtins:type does not say what it takes; write `async def score"):
+        load_function("builtins:type", ("rollout",), EXAMPLE, is_async=True)

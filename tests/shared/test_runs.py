@@ -1,5 +1,8 @@
 """The registry of runs: one active, first come first served, states that only move forward."""
 
+import json
+from typing import Any, cast
+
 import pytest
 from redis.asyncio import Redis
 
@@ -7,6 +10,7 @@ from shared.errors import RunConflict
 from shared.run_settings import RunSettings
 from shared.runs import Runs, announce, present, withdraw
 from shared.settings import validate
+from shared.topology import Keys
 
 
 def settings(name: str) -> RunSettings:
@@ -48,6 +52,19 @@ async def test_a_run_ends_once_and_keeps_its_reason(redis: Redis) -> None:
     assert record is not None
     assert (record.state, record.reason) == ("failed", "trainer: no such model")
     assert record.ended is not None
+
+
+async def test_a_run_whose_settings_this_version_would_refuse_is_still_known(redis: Redis) -> None:
+    runs = Runs(redis)
+    await runs.create(settings("a"))
+    stored = settings("a").model_dump(mode="json")
+    stored["seed"], stored["gone"], stored["trainer"]["learning_rat"] = -1, 3, 1.0
+    await cast(Any, redis.hset(Keys("a").record, "settings", json.dumps(stored)))
+    (record,) = await runs.list()
+    wanted = settings("a").model_copy(update={"seed": -1})
+    assert record.settings == wanted
+    assert record.settings.data.datasets[0].name == "d"
+    assert await runs.fail("a", "too old")
 
 
 async def test_settings_survive_the_registry(redis: Redis) -> None:

@@ -52,8 +52,8 @@ def test_a_misspelt_name_is_answered_with_the_right_one() -> None:
 
 
 def test_every_wrong_setting_is_named_at_once() -> None:
-    text = refusal("trainer.steps=0", "rollout.max_staleness=-1")
-    assert "run.toml: trainer.steps is 0" in text
+    text = refusal("trainer.steps=-1", "rollout.max_staleness=-1")
+    assert "run.toml: trainer.steps is -1" in text
     assert "run.toml: rollout.max_staleness is -1" in text
 
 
@@ -65,6 +65,12 @@ def test_a_missing_setting_is_named() -> None:
 def deployment_refusal(file: str, environ: dict[str, str], *assignments: str) -> str:
     with pytest.raises(SettingsError) as caught:
         load_deployment(Path(file), environ, from_assignments(assignments))
+    return str(caught.value)
+
+
+def deployment_refusal_of(name: str, value: str) -> str:
+    with pytest.raises(SettingsError) as caught:
+        load_deployment(environ={f"SLUICE_{name.upper().replace('.', '__')}": value})
     return str(caught.value)
 
 
@@ -110,16 +116,38 @@ def test_a_wrong_setting_of_a_run_is_told_with_the_place_where_it_stands() -> No
     ("assignments", "sentence"),
     [
         (["rollout.group_size=1", "trainer.advantage.normalize_std=false"], "write group_size = 2 or more"),
-        (["engine.server_args.context_length=256"], "leaves no room for a prompt"),
-        (["reward.type=remote"], "needs an http:// or https:// address"),
-        (["reward.type=plugin"], 'write plugin = "my_rewards:score"'),
-        (["rollout.sampling.temperature=0"], "all attempts are equal"),
+        (["rollout.sampling.top_k=0"], "write 1 or more, or -1 for all tokens"),
+        (["seed=-1"], "seed is -1; input should be greater than or equal to 0"),
         (["trainer.warmup_steps=11"], "write at most 10"),
         (["kind=sft", 'eval.datasets=["held-out"]'], "needs engines"),
+        (["metrics.project=mine"], 'names neither; write sinks = ["jsonl", "wandb"], or leave it out'),
+        (['metrics.sinks=["tensorboard"]', "metrics.name=mine"], "metrics.name is what wandb and trackio show"),
+        (["data.datasets=[]"], "data.datasets names no dataset to train on"),
+        (["trainer.steps=0", "kind=sft", 'eval.datasets=["held-out"]'], "a run of kind sft has no engines"),
+        (["trainer.steps=0", "kind=dpo"], "a run of kind dpo has no engines to evaluate its model with"),
     ],
 )
 def test_settings_that_do_not_go_together_are_refused(assignments: list[str], sentence: str) -> None:
     assert sentence in refusal(*assignments)
+
+
+@pytest.mark.parametrize("sink", ["wandb", "trackio"])
+def test_a_sink_with_projects_takes_names(sink: str) -> None:
+    given = [f'metrics.sinks=["jsonl", "{sink}"]', "metrics.project=mine", "metrics.name=first"]
+    assert validate(RunSettings, merge(RUN, from_assignments(given)), "run.toml").metrics.project == "mine"
+
+
+def test_any_run_file_evaluates_with_0_steps_and_needs_no_dataset_to_train_on() -> None:
+    trainer = {"steps": 0, "warmup_steps": 5, "advantage": {"estimator": "ppo"}, "critic": {"warmup_steps": 5}}
+    evaluation = {**RUN, "trainer": trainer, "eval": {"datasets": ["held-out"]}}
+    bare = {name: value for name, value in evaluation.items() if name != "data"}
+    for tree in (evaluation, bare):
+        run = validate(RunSettings, tree, "run.toml")
+        assert (run.evaluates_only, run.trained_datasets, run.datasets) == (True, [], {"held-out"})
+    assert validate(RunSettings, {**RUN, "eval": {"datasets": ["held-out"]}}, "run.toml").datasets == {
+        "sums",
+        "held-out",
+    }
 
 
 def test_a_malformed_file_and_a_missing_one_are_named(tmp_path: Path) -> None:
@@ -137,6 +165,42 @@ def test_settings_are_frozen() -> None:
     settings = validate(RunSettings, RUN, "run.toml")
     with pytest.raises(ValueError, match="frozen"):
         settings.seed = 3  # type: ignore[misc]
+
+
+def test_the_place_of_a_section_that_took_the_place_of_a_value_is_told() -> None:
+    assert (
+        run_refusal(RUN, {}, "trainer.steps.x=3")
+        == "--set: trainer.steps is a section; input should be a valid integer"
+    )
+    assert run_refusal(RUN, {}, "data.datasets.0.name=x") == (
+        "--set: data.datasets is a section; write a list of tables of name, weight"
+    )
+
+
+@pytest.mark.parametrize(
+    ("assignment", "sentence"),
+    [
+        ("trainer=3", "trainer is 3; write a table of steps, backend"),
+        ('data.datasets=["sums"]', "data.datasets.0 is 'sums'; write a table of name, weight"),
+        ("eval.datasets=held", "eval.datasets is 'held'; write a list, in brackets"),
+        ("name=A", "name is 'A'; write 1 to 64 of a-z 0-9 _ . - beginning with a letter or digit"),
+        ("trainer.steps=true", "trainer.steps is True; write a number"),
+        ("trainer.loss.clip_low=true", "trainer.loss.clip_low is True; write a number"),
+    ],
+)
+def test_a_value_of_the_wrong_type_is_answered_with_what_to_write(assignment: str, sentence: str) -> None:
+    assert f"run.toml: {sentence}" in refusal(assignment)
+
+
+@pytest.mark.parametrize("url", ["127.0.0.1:8300", "ftp://x", "http://", "http://[::1", "http://a:99999", "http://a b"])
+def test_an_address_that_nothing_can_ask_is_refused(url: str) -> None:
+    for name in ("gateway.url", "router.url"):
+        assert f"{name} is {url!r}; write http://HOST:PORT, or leave it empty" in deployment_refusal_of(name, url)
+    assert load_deployment(environ={"SLUICE_GATEWAY__URL": "https://a/sluice"}).gateway_url == "https://a/sluice"
+
+
+def test_a_redis_url_without_its_scheme_is_refused() -> None:
+    assert "redis.url is 'abc'; write redis://:password@host:port/0" in deployment_refusal_of("redis.url", "abc")
 
 
 def test_a_variable_with_one_underscore_is_refused_and_those_of_compose_are_not() -> None:

@@ -56,10 +56,41 @@ def test_json_output_is_one_document_and_nothing_else(connected: Sluice, tmp_pat
     assert "runs" in json.loads(connected("run", "list", "--json").out)
 
 
+def test_a_wrong_file_is_answered_with_the_options_of_the_command(connected: Sluice, tmp_path: Path) -> None:
+    file = tmp_path / "keys.jsonl"
+    file.write_text('{"promt": "1+1="}\n{"promt": "2+2="}\n')
+    told = connected("dataset", "push", str(file)).err
+    assert told.count("name the key that holds the prompt with --prompt-key") == 3
+
+
+def test_a_name_that_would_lead_elsewhere_is_refused(connected: Sluice, tmp_path: Path) -> None:
+    for name in ("", "..", "a/b"):
+        assert f"{name!r} is no name; write 1 to 64 of" in connected("dataset", "delete", name).err
+        assert "is no name" in connected("run", "delete", name).err
+        assert "is no name" in connected("dataset", "push", str(rows_file(tmp_path)), "--name", f"{name}/").err
+
+
+def test_the_doctor_says_in_plain_words_how_each_thing_is(sluice: Sluice) -> None:
+    shown = [line.split()[:2] for line in sluice("doctor").out.splitlines()]
+    assert ["ok", "python"] in shown
+
+
 def test_tables_show_datasets_and_rows(connected: Sluice, tmp_path: Path) -> None:
     connected("dataset", "push", str(rows_file(tmp_path)), "--name", "cli-table")
     assert "cli-table" in connected("dataset", "list").out
     assert "2+1=" in connected("dataset", "show", "cli-table").out
+
+
+def test_tables_show_the_beginning_of_a_long_text_and_nothing_that_steers_a_terminal(
+    connected: Sluice, tmp_path: Path
+) -> None:
+    file = tmp_path / "wild.jsonl"
+    file.write_text(json.dumps({"prompt": "\x1b[2Ja\x00b\u2028c" + "x" * 5000}) + "\n")
+    connected("dataset", "push", str(file), "--name", "cli-wild")
+    shown = connected("dataset", "show", "cli-wild").out
+    assert "\\x1b[2Ja\\x00b\\u2028cxxx" in shown
+    assert "\x1b" not in shown
+    assert shown.count("x" * 100) < 5
 
 
 def test_a_dataset_of_pairs_shows_both_answers(connected: Sluice, tmp_path: Path) -> None:

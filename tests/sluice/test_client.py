@@ -1,12 +1,22 @@
 """The client against a real gateway: datasets, runs, events and refusals."""
 
+import asyncio
+import contextlib
 import json
+import socket
+import threading
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 import sluice as public
+from shared.errors import SluiceError
+from shared.messages import Event
+from shared.redis_connection import connect_checked
+from shared.streams import Stream
+from shared.topology import EVENTS
 from sluice.client import Client, GatewayError, GatewayUnreachable
 from tests.conftest import free_port
 from tests.sluice.conftest import Gateway
@@ -21,6 +31,28 @@ def rows_file(folder: Path, count: int = 3) -> Path:
 def settings(name: str, dataset: str, model: Path) -> dict[str, Any]:
     data = {"datasets": [{"name": dataset}]}
     return {"name": name, "model": {"path": str(model)}, "data": data, "trainer": {"steps": 2}}
+
+
+async def publish(redis_url: str, run: str, event: Event) -> None:
+    async with await connect_checked(redis_url, 10) as redis:
+        await Stream[Event](redis, run, EVENTS).publish(event)
+
+
+@contextlib.contextmanager
+def answering(text: str) -> Iterator[str]:
+    """The address of a server that gives this answer to the first request."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+
+        def answer() -> None:
+            connection, _ = server.accept()
+            with connection:
+                connection.recv(65536)
+                connection.sendall(text.encode())
+
+        thread = threading.Thread(target=answer)
+        thread.start()
+        yield f"http://127.0.0.1:{server.getsockname()[1]}"
+        thread.join()
 
 
 @pytest.fixture
@@ -77,6 +109,18 @@ def test_events_resume_behind_the_one_that_was_seen_last(client: Client, tmp_pat
     assert events[-1] not in again
 
 
+def test_no_separator_of_lines_inside_a_text_breaks_an_event(
+    client: Client, redis_url: str, tmp_path: Path, model: Path
+) -> None:
+    client.push_dataset("for-separators", rows_file(tmp_path))
+    client.start_run(settings("separators-run", "for-separators", model))
+    error = "a\x85b\u2028c\u2029d\x1ee"
+    asyncio.run(publish(redis_url, "separators-run", Event(1.0, "reward", "dropped", {"error": error})))
+    client.stop_run("separators-run")
+    events = [event.data["detail"] for event in client.events("separators-run") if event.event == "event"]
+    assert events == [{"error": error}]
+
+
 def test_a_wrong_key_is_refused_with_where_the_right_one_is(gateway: Gateway) -> None:
     with (
         Client(gateway.url, "wrong") as stranger,
@@ -91,6 +135,16 @@ def test_what_does_not_exist_is_told_by_name(client: Client) -> None:
     assert error.value.status == 404
     with pytest.raises(GatewayError, match="no-such-run"):
         list(client.events("no-such-run"))
+
+
+@pytest.mark.parametrize("answer", ["200 OK", "307 Temporary Redirect", "502 Bad Gateway"])
+def test_what_is_no_gateway_is_told_by_its_address(answer: str) -> None:
+    with (
+        answering(f"HTTP/1.1 {answer}\r\nContent-Length: 6\r\n\r\n<html>") as url,
+        Client(url, "key") as client,
+        pytest.raises(SluiceError, match=rf"{url}.* correct gateway.url"),
+    ):
+        client.runs()
 
 
 def test_without_a_gateway_the_error_says_how_to_start_one() -> None:

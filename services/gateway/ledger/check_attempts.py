@@ -88,6 +88,9 @@ def _difference(attempts: dict[bytes, bytes], tokens: dict[bytes, bytes], length
             return f"attempt {number.decode()} is {error}"
         if length != BYTES_PER_TOKEN * attempt.tokens:
             return f"attempt {number.decode()} has {attempt.tokens} tokens, and arrays of {length} bytes"
+        teacher = attempt.teacher_logprobs
+        if teacher is not None and len(teacher) != attempt.tokens:
+            return f"attempt {number.decode()} has {attempt.tokens} tokens, of which a teacher judged {len(teacher)}"
         added.update(margins(attempt))
     told: Margins = {margin: count for margin, count in numbers(tokens).items() if count}
     seen: Margins = {margin: count for margin, count in added.items() if count}

@@ -9,6 +9,7 @@ from services.reward.score import Reward, Score, ScoringFailed, read_score
 from shared.errors import PluginError
 from shared.messages import Rollout
 from shared.plugins import load_function
+from shared.tasks import is_told_to_end
 
 EXAMPLE = "async def score(rollout: Rollout) -> float"
 GROUP_EXAMPLE = "async def score(rollouts: list[Rollout]) -> list[float]"
@@ -41,6 +42,10 @@ def _bounded(function: Callable[..., Any], deadline_s: float) -> Callable[[Any],
                 raise ScoringFailed(
                     f"the reward plugin took longer than reward.deadline_s = {deadline_s:g} s"
                 ) from error
+            except asyncio.CancelledError as error:
+                if is_told_to_end():
+                    raise
+                raise ScoringFailed("the reward plugin cancelled itself; let it return or raise instead") from error
 
     return call
 

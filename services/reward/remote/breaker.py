@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import Awaitable, Callable
 from typing import TypeVar
 
-from services.reward.remote.protocol import Rejected, Unavailable
+from services.reward.remote.failures import Rejected, Unavailable
 
 T = TypeVar("T")
 FAILURES_TO_OPEN = 5

@@ -3,16 +3,9 @@
 import json
 from typing import Any, cast
 
+from services.reward.remote.failures import Rejected
 from services.reward.score import Score, ScoringFailed, read_score
 from shared.messages import Attempt
-
-
-class Unavailable(Exception):
-    """The service cannot be reached or cannot work now; trying again later is right."""
-
-
-class Rejected(Exception):
-    """The service answered that something is wrong with this batch, or answered nonsense."""
 
 
 def encode(run: str, attempt: Attempt) -> str:

@@ -228,6 +228,18 @@ async def test_a_version_that_is_due_is_evaluated_once_row_by_row_and_pinned(red
     assert [(t.dataset, t.groups, t.complete) for t in tallies] == [("one", 70, False), ("two", 3, False)]
 
 
+async def test_a_run_of_0_steps_releases_its_evaluation_and_does_not_open_what_others_train(
+    redis: Redis, store: DatasetStore
+) -> None:
+    await add(store, "held", sums(70))
+    mix = {"datasets": [{"name": "gone"}]}
+    settings = run_settings(data=mix, trainer={"steps": 0}, eval={"datasets": ["held"]})
+    await start(redis, store, settings)
+    async with feeding(redis, store):
+        await until_released(redis, 70)
+    assert {(p.kind, p.pinned_version) for p in await released(redis)} == {("eval", 0)}
+
+
 async def test_an_evaluation_that_was_interrupted_goes_on_at_the_next_row(redis: Redis, store: DatasetStore) -> None:
     settings = run_settings(eval={"datasets": ["sums"]})
     ledger = await start(redis, store, settings, rows=100)
@@ -292,8 +304,9 @@ async def test_a_defect_fails_the_run_and_not_the_gateway(
     assert record.reason == "gateway: the feeder failed with ZeroDivisionError: what a surprise"
 
 
+@pytest.mark.parametrize("told", ["why", "error"])
 async def test_a_run_of_which_every_group_is_refused_fails_instead_of_dropping_for_ever(
-    redis: Redis, store: DatasetStore
+    redis: Redis, store: DatasetStore, told: str
 ) -> None:
     settings = run_settings()
     ledger = await start(redis, store, settings)
@@ -301,7 +314,7 @@ async def test_a_run_of_which_every_group_is_refused_fails_instead_of_dropping_f
 
     async def refuse_all() -> bool:
         for prompt in await released(redis):
-            detail = {"group": prompt.group_id, "why": "the prompt is too long"}
+            detail = {"group": prompt.group_id, told: "the prompt is too long"}
             await ledger.drop(
                 prompt.group_id, "train", "rejected", Event(0.0, "rollout", "group_dropped", detail), None
             )

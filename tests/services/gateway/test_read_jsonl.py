@@ -19,7 +19,7 @@ def test_a_broken_line_is_reported_and_the_next_one_is_read(tmp_path: Path) -> N
     errors = {line: str(value) for line, value in found.items() if isinstance(value, RowError)}
     assert found[6] == {"a": 1}
     assert sorted(errors) == [1, 2, 3, 4, 5]
-    assert "not JSON" in errors[1]
+    assert errors[1] == "is not JSON: Expecting value at column 6; write one object a line"
     assert "NaN" in errors[2]
     assert "UTF-8" in errors[3]
     assert "limit of 64 bytes" in errors[4]
@@ -31,3 +31,4 @@ def test_a_line_nested_beyond_reading_is_an_error_of_that_line(tmp_path: Path) -
     ((line, error),) = read_jsonl(file)
     assert line == 1
     assert isinstance(error, RowError)
+    assert "nested deeper than 100 levels" in str(error)

@@ -94,6 +94,18 @@ async def test_runs_whose_answers_are_in_their_rows_start_with_conversations_and
         assert (await client.post("/v1/runs", json=tree)).status_code == 201
 
 
+async def test_an_evaluation_is_created_without_a_dataset_to_train_on(
+    client: httpx.AsyncClient, store: DatasetStore
+) -> None:
+    await add(store, "held", sums(3))
+    whole = run_tree(trainer={"steps": 0}, eval={"datasets": ["held"]})
+    bare = {name: value for name, value in whole.items() if name != "data"}
+    for tree in (whole, {**bare, "name": "bare"}):
+        answer = await client.post("/v1/runs", json=tree)
+        assert (answer.status_code, answer.json()["steps"]) == (201, 0)
+    assert "in use by run r1, bare" in (await client.delete("/v1/datasets/held")).text
+
+
 @pytest.mark.parametrize(
     ("content", "media_type", "status"),
     [

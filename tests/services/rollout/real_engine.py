@@ -13,7 +13,7 @@ import httpx
 import psutil
 from redis.asyncio import Redis
 
-from services.rollout.event_lines import event_lines
+from shared.event_lines import event_lines_async
 from shared.redis_connection import connect
 from shared.run_settings import RunSettings
 from shared.runs import RunRecord, Runs
@@ -103,7 +103,7 @@ class RealEngine:
             http.stream("POST", f"{self.router_url}/generate", json=body) as answer,
         ):
             assert answer.status_code == 200
-            async for line in event_lines(answer.aiter_bytes()):
+            async for line in event_lines_async(answer.aiter_bytes()):
                 if line.startswith("data: {"):
                     started.set()
                     last = json.loads(line.removeprefix("data: "))

@@ -1,11 +1,18 @@
-"""The worker's sampling on a real SGLang: exact logprobs, aborted attempts that go on, tokens of two versions."""
+"""A real SGLang as engine and as teacher: exact logprobs, aborted attempts that go on, tokens of two versions."""
 
 import asyncio
+import json
+from dataclasses import replace
 
 import httpx
 import numpy as np
 import pytest
 
+from services.reward.remote.batched_calls import Limits
+from services.reward.remote.breaker import Breaker
+from services.reward.remote.client import ServiceClient, open_client
+from services.reward.teacher.served_teacher import ServedTeacher
+from services.reward.teacher.vocabulary import check_vocabulary
 from services.rollout.generate_group import GroupGenerator
 from services.rollout.model_tokenizer import load_tokenizer
 from services.rollout.refusals import GroupRejected
@@ -85,6 +92,50 @@ async def test_a_prompt_beyond_the_context_is_rejected(control, groups):
         await groups.generate(prompt(8, text="x" * 5000))
     with pytest.raises(GroupRejected, match="maximum context length"):
         await groups.generate(prompt(100_000))
+
+
+async def test_a_served_teacher_says_of_each_token_what_the_same_folder_says_in_the_trainer(
+    control, engine, groups, model
+):
+    asked = [prompt(n, 4, text, temperature=1.0) for n, text in ((40, TEXT), (90, "Count to three, then stop."))]
+    rollouts = [rollout for one in asked for rollout in await groups.generate(one)]
+    last_id = json.loads((model / "config.json").read_text())["vocab_size"] - 1
+    of_turns = np.concatenate([rollouts[0].token_ids[:6], [last_id] * 2, rollouts[0].token_ids[6:]]).astype(np.int32)
+    mask = [(1, 4), (0, 3), (1, len(of_turns) - 7)]
+    rollouts[0] = replace(rollouts[0], token_ids=of_turns, logprobs=of_turns.astype(np.float32), loss_mask=mask)
+    events: list[str] = []
+
+    async def tell(event, detail):
+        events.append(event)
+
+    async with open_client(ServiceClient, engine, 60, "trainer.distillation.url") as client:
+        await check_vocabulary(client, model, tell)
+        teacher = ServedTeacher(client, Breaker(tell), Limits(size=512, tries=2))
+        told = await asyncio.gather(*map(teacher.logprobs, rollouts))
+        await teacher.close()
+    assert events == []
+    for found, wanted in zip(told, in_the_trainer(model, rollouts), strict=True):
+        assert found == pytest.approx(wanted, abs=1e-4)
+    assert (told[0] == 0).tolist() == (expand(mask) == 0).tolist()
+
+
+def in_the_trainer(model, rollouts):
+    """What a frozen teacher of this folder says of the tokens after the prompts."""
+    import torch
+
+    from services.trainer.estimates import Estimators
+    from services.trainer.frozen_model import FrozenModel
+    from services.trainer.load_model import load_policy
+    from services.trainer.packing import pack
+    from services.trainer.ranks import OneRank
+    from services.trainer.training_batch import training_batch
+
+    policy = load_policy(model, False, 1.0, torch.device("cpu"))
+    batch = training_batch(rollouts)
+    estimators = Estimators(teacher=FrozenModel(policy, torch.float32, OneRank(), offload=False))
+    column = estimators.estimate(pack(batch, 256), len(batch.token_ids)).teacher
+    parts = column.split(batch.lengths.tolist())
+    return [part[len(one.prompt_ids) :].numpy() for part, one in zip(parts, rollouts, strict=True)]
 
 
 async def under_way(control):

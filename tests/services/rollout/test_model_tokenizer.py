@@ -56,10 +56,10 @@ def test_a_template_that_is_missing_rejects_the_group():
         ModelTokenizer(bare).prompt_text(CHAT)
 
 
-def test_a_models_folder_is_loaded_and_its_vocabulary_known(tmp_path):
+def test_a_models_folder_is_loaded_and_its_limits_known(tmp_path):
     write_tiny_model(tmp_path, seed=0)
     loaded = load_tokenizer(tmp_path, trust_remote_code=False, always_chat=True)
-    assert (loaded.vocabulary, loaded.eos_id) == (261, END)
+    assert (loaded.vocabulary, loaded.eos_id, loaded.context) == (261, END, 2048)
 
 
 def test_a_missing_folder_rejects_the_run_with_its_name(tmp_path):
@@ -69,6 +69,14 @@ def test_a_missing_folder_rejects_the_run_with_its_name(tmp_path):
 
 def test_a_folder_without_a_tokenizer_rejects_the_run(tmp_path):
     with pytest.raises(RunRejected, match="no tokenizer that loads"):
+        load_tokenizer(tmp_path, False, False)
+
+
+def test_a_model_whose_tokenizer_files_are_missing_rejects_the_run(tmp_path):
+    write_tiny_model(tmp_path, seed=0)
+    for file in tmp_path.glob("tokenizer*"):
+        file.unlink()
+    with pytest.raises(RunRejected, match=r"has no tokenizer, only a model; add tokenizer.json"):
         load_tokenizer(tmp_path, False, False)
 
 

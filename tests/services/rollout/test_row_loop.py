@@ -7,17 +7,20 @@ import pytest
 
 from services.rollout import row_loop
 from services.rollout.demonstration import read_demonstration
+from services.rollout.model_limits import ModelLimits
+from services.rollout.model_tokenizer import ModelTokenizer
 from services.rollout.preference import read_preference
 from services.rollout.row_loop import RowLoop
 from services.rollout.written_rollout import RowReader, ready
+from services.trainer.tiny_model import byte_tokenizer
 from shared.await_redis import AwaitRedis
 from shared.joining import complete
-from shared.messages import GroupReady, Prompt
+from shared.messages import Event, GroupReady, Prompt
 from shared.rollout_parts import join_parts
 from shared.scripts import Ledger
 from shared.streams import Stream
 from shared.tasks import end
-from shared.topology import GROUPS, PROMPTS, Keys
+from shared.topology import EVENTS, GROUPS, PROMPTS, Keys
 from tests.conftest import until
 
 RUN = "r1"
@@ -89,6 +92,40 @@ async def test_a_row_without_an_answer_is_dropped_and_the_others_go_on(redis, to
         await until(lambda: _is_spent(redis))
     counters = await Ledger(redis, Keys(RUN)).counters()
     assert (counters["emitted"], counters["dropped"], counters["dropped:rejected"]) == (2, 1, 1)
+
+
+async def test_a_row_that_is_longer_than_the_models_context_is_dropped_and_says_so(redis, log):
+    narrow = ModelTokenizer(byte_tokenizer(), limits=ModelLimits(context=6))  # 4 of the prompt, 1 ends the answer
+    await Stream[Prompt](redis, RUN, PROMPTS).publish(row(0, "2"), row(1, "22"), row(2, "3"))
+    async with working(redis, narrow, log):
+        await until(lambda: _is_spent(redis))
+    counters = await Ledger(redis, Keys(RUN)).counters()
+    assert (counters["emitted"], counters["dropped"], counters["dropped:rejected"]) == (2, 1, 1)
+    ((_, event),) = await Stream[Event](redis, RUN, EVENTS).read()
+    assert (event.detail["group"], event.detail["row"], event.detail["reason"]) == (1, 1, "rejected")
+    assert event.detail["why"].startswith("prompt and the answer have 7 tokens, and the model takes 6 (see")
+
+
+async def test_a_pair_is_dropped_if_one_of_its_answers_is_too_long(redis, log):
+    narrow = ModelTokenizer(byte_tokenizer(), limits=ModelLimits(context=6))
+    await Stream[Prompt](redis, RUN, PROMPTS).publish(pair(0), pair(1, "3"))
+    async with working(redis, narrow, log, read_preference):
+        await until(lambda: _is_spent(redis))
+    assert [group.group_id for _, group in await Stream[GroupReady](redis, RUN, GROUPS).read()] == [1]
+    ((_, event),) = await Stream[Event](redis, RUN, EVENTS).read()
+    assert event.detail["why"].startswith("prompt and the rejected answer have 7 tokens")
+
+
+async def test_a_row_with_a_token_that_the_model_does_not_know_is_dropped(redis, log):
+    small = ModelTokenizer(byte_tokenizer(), limits=ModelLimits(vocabulary=259))
+    await Stream[Prompt](redis, RUN, PROMPTS).publish(row(0, "2"), row(1, "<think>2"))
+    async with working(redis, small, log):
+        await until(lambda: _is_spent(redis))
+    ((_, event),) = await Stream[Event](redis, RUN, EVENTS).read()
+    assert (event.detail["group"], event.detail["why"]) == (
+        1,
+        "token id 259 of the row is beyond the model's vocabulary",
+    )
 
 
 async def test_a_pair_becomes_one_group_with_both_answers_and_both_are_accounted(redis, tokenizer, log):

@@ -89,6 +89,7 @@ def test_cispo_bounds_its_weight_at_five() -> None:
         (["kl.reward_coef=0.1", "advantage.estimator=ppo"], "proximal reference values"),
         (["advantage.estimator=ppo"], "values"),
         (["distillation.coef=1.0", "distillation.teacher=/models/large"], "proximal teacher"),
+        (["distillation.coef=1.0", "distillation.url=http://teacher.example"], "proximal"),
     ],
     ids=lambda given: " ".join(given) if isinstance(given, list) else given or "nothing",
 )

@@ -7,6 +7,8 @@ from shared.run_settings import RunSettings
 from sluice.demo.recipe import RUN_FILES, DemoAlgorithm, Recipe, make_recipe
 from tests.sluice.conftest import Sluice
 
+WITHOUT_ENGINES = (DemoAlgorithm.DPO, DemoAlgorithm.SFT)
+
 
 def last_run(recipe: Recipe) -> RunSettings:
     return RunSettings.model_validate(recipe.last("/models/student", "/models/teacher" if recipe.teacher else None))
@@ -14,13 +16,28 @@ def last_run(recipe: Recipe) -> RunSettings:
 
 @pytest.mark.parametrize("algorithm", DemoAlgorithm)
 def test_every_algorithm_makes_runs_that_can_be_started(algorithm: DemoAlgorithm) -> None:
-    recipe = make_recipe(algorithm, 7, ["trainer.steps=9"])
+    recipe = make_recipe(algorithm, 7, ["trainer.steps=30"])
     run = last_run(recipe)
-    assert (run.name, run.seed, run.trainer.steps) == (f"demo-{algorithm}", 7, 9)
-    assert run.model.path == "/models/student"
-    assert run.rollout.group_size * run.rollout.groups_per_step == 512
-    for tree in (recipe.sft, recipe.teacher):
-        assert tree is None or RunSettings.model_validate(tree).kind == "sft"
+    assert (run.seed, run.trainer.steps, run.model.path) == (7, 30, "/models/student")
+    assert run.kind == (algorithm if algorithm in WITHOUT_ENGINES else "rl")
+    if run.kind == "rl":
+        assert run.rollout.group_size * run.rollout.groups_per_step == 512
+    others = [RunSettings.model_validate(tree) for tree in (recipe.sft, recipe.teacher) if tree is not None]
+    assert {one.kind for one in others} == {"sft"}
+    assert len({run.name, *(one.name for one in others), "demo-before", "demo-after"}) == 3 + len(others)
+
+
+@pytest.mark.parametrize("algorithm", DemoAlgorithm)
+def test_a_model_is_measured_as_grpo_measures_it_where_the_run_itself_has_no_engines(algorithm: DemoAlgorithm) -> None:
+    recipe = make_recipe(algorithm, 7, ["trainer.steps=30"])
+    if algorithm not in WITHOUT_ENGINES:
+        assert recipe.measuring is None
+        return
+    measured = RunSettings.model_validate(recipe.measure("demo-before", "/models/student"))
+    grpo = last_run(make_recipe(DemoAlgorithm.GRPO, 7, []))
+    assert (measured.name, measured.model.path, measured.evaluates_only) == ("demo-before", "/models/student", True)
+    for section in ("eval", "reward", "engine", "model", "seed"):
+        assert getattr(measured, section) == getattr(grpo, section), section
 
 
 def test_no_two_algorithms_train_alike() -> None:

@@ -4,16 +4,18 @@ import asyncio
 import json
 import time
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from redis.asyncio import Redis
 
 from services.gateway.ledger import check_attempts, place_groups
 from services.gateway.ledger.describe_ledger import describe_ledger
 from shared.ledger_answers import LedgerAnswer
-from shared.messages import Codec, StepCommit, StepIntent
+from shared.messages import Attempt, Codec, StepCommit, StepIntent
 from shared.topology import GROUPS, PROMPTS, ROLLOUTS, STEPS
 from tests.services.gateway.ledger.played_run import PlayedRun
 
@@ -91,6 +93,15 @@ async def commit_again(run: PlayedRun) -> None:
     await run.redis.xadd(run.keys.stream(STEPS), {"m": Codec(StepCommit).encode(StepCommit(1, 1, {}))})
 
 
+async def judge_in_part(run: PlayedRun) -> None:
+    """A teacher that judged two of an attempt's three tokens."""
+    codec, key = Codec[Attempt](Attempt), run.keys.group(8)
+    attempt = codec.decode(await run.redis.hget(key, "0"))
+    judged = codec.encode(replace(attempt, teacher_logprobs=np.zeros(2, np.float32)))
+    await run.redis.hset(key, "0", judged)
+    await run.redis.hincrby(run.keys.counters, "stored_bytes", len(judged) - len(codec.encode(attempt)))
+
+
 HARMS: dict[str, tuple[Harm, str]] = {
     "a lost prompt": (lambda r: delete_entries(r, PROMPTS), "group 15 is in no place"),
     "a lost attempt": (lambda r: delete_entries(r, ROLLOUTS), "group 13 is in no place; 1 of its attempts"),
@@ -129,6 +140,7 @@ HARMS: dict[str, tuple[Harm, str]] = {
     ),
     "an attempt": (lambda r: r.redis.hset(r.keys.group(8), "0", b"\xc1"), "group 8: attempt 0 is not an Attempt"),
     "arrays": (lambda r: r.redis.hdel(r.keys.arrays(8), "0"), "group 8: attempt 0 has 3 tokens, and arrays of 0 bytes"),
+    "a teacher": (judge_in_part, "group 8: attempt 0 has 3 tokens, of which a teacher judged 2"),
     "an attempt less": (lambda r: r.redis.hdel(r.keys.group(5), "0"), "group 5: its attempts have 4 tokens, but 7"),
 }
 

@@ -1,5 +1,6 @@
 """Rewards of users: what is taken, what is refused, and what an error says."""
 
+import asyncio
 import importlib
 from pathlib import Path
 
@@ -64,3 +65,15 @@ async def test_a_plugin_has_a_deadline(load) -> None:
     reward = load("import asyncio\nasync def score(rollout):\n    await asyncio.sleep(60)\n", deadline_s=0.05)
     with pytest.raises(ScoringFailed, match=r"longer than reward.deadline_s = 0.05 s"):
         await reward.score_rollout(rollout(0, 0))
+
+
+async def test_a_plugin_that_cancels_itself_fails_and_one_that_is_ended_ends(load) -> None:
+    reward = load("import asyncio\nasync def score(rollout):\n    raise asyncio.CancelledError\n")
+    with pytest.raises(ScoringFailed, match="cancelled itself; let it return or raise"):
+        await reward.score_rollout(rollout(0, 0))
+    waits = load("import asyncio\nasync def score(rollout):\n    await asyncio.sleep(60)\n")
+    task = asyncio.create_task(waits.score_rollout(rollout(0, 0)))
+    await asyncio.sleep(0)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task

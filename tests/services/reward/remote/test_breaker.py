@@ -5,7 +5,7 @@ import asyncio
 import pytest
 
 from services.reward.remote.breaker import FAILURES_TO_OPEN, Breaker
-from services.reward.remote.protocol import Rejected, Unavailable
+from services.reward.remote.failures import Rejected, Unavailable
 
 
 class Service:

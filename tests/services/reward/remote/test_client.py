@@ -7,7 +7,7 @@ import httpx
 import pytest
 
 from services.reward.remote.client import RewardClient
-from services.reward.remote.protocol import Rejected, Unavailable
+from services.reward.remote.failures import Rejected, Unavailable
 from services.reward.score import Score
 
 

@@ -5,7 +5,8 @@ import math
 
 import pytest
 
-from services.reward.remote.protocol import Rejected, encode, read_answer, request_body
+from services.reward.remote.failures import Rejected
+from services.reward.remote.protocol import encode, read_answer, request_body
 from services.reward.score import Score, ScoringFailed
 from tests.services.reward.reward_cases import rollout
 

@@ -8,8 +8,8 @@ from typing import Any
 import httpx
 import pytest
 
+from services.reward.remote import batched_calls as calls_module
 from services.reward.remote import breaker as breaker_module
-from services.reward.remote import scorer as scorer_module
 from services.reward.remote.breaker import Breaker
 from services.reward.remote.client import RewardClient
 from services.reward.remote.scorer import RemoteScorer
@@ -36,8 +36,8 @@ class Service:
 
 @pytest.fixture
 def service(monkeypatch: pytest.MonkeyPatch) -> Service:
-    monkeypatch.setattr(scorer_module, "FIRST_BACKOFF_S", 0.002)
-    monkeypatch.setattr(scorer_module, "LONGEST_BACKOFF_S", 0.01)
+    monkeypatch.setattr(calls_module, "FIRST_BACKOFF_S", 0.002)
+    monkeypatch.setattr(calls_module, "LONGEST_BACKOFF_S", 0.01)
     monkeypatch.setattr(breaker_module, "LONGEST_PAUSE_S", 0.01)
     return Service()
 

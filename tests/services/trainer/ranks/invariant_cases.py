@@ -113,6 +113,7 @@ CASES: dict[str, Case] = {
     "distillation": Case(
         "teacher_kl", {"distillation": {"coef": 0.5}}, models={"distillation.teacher": "teacher"}
     ),
+    "distillation from a server": Case("teacher_kl", {"distillation": {"coef": 0.5, "url": "http://127.0.0.1:9"}}),
     "distillation alone, whitened": Case(
         "teacher_kl",
         {"distillation": {"coef": 0.5}, "advantage": {"estimator": "reinforce_plus_plus", "whiten": "step"}},

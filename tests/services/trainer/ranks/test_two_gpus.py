@@ -41,4 +41,9 @@ def test_two_gpus_train_what_one_does(outcomes: dict[str, dict[str, Outcome]], n
     differences = {key: difference(tensors[key], expected[key]) for key in expected}
     assert max(differences.values()) < TOLERANCE, sorted(differences.items(), key=lambda item: -item[1])[:5]
     for found, wanted in zip(metrics, expected_metrics, strict=True):
-        assert found == pytest.approx(wanted, rel=TOLERANCE, abs=TOLERANCE)
+        assert of_learning(found) == pytest.approx(of_learning(wanted), rel=TOLERANCE, abs=TOLERANCE)
+
+
+def of_learning(metrics: dict[str, float]) -> dict[str, float]:
+    """Without what the machine is asked for."""
+    return {name: value for name, value in metrics.items() if name not in ("mfu", "gpu_memory_peak_mib")}

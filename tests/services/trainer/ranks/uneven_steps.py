@@ -112,6 +112,7 @@ def _sample(
         seconds=0.1,
         preference=PREFERENCES[attempt] if kind == "dpo" else None,
         reward=float(random.normal()),
+        teacher_logprobs=-random.exponential(5, length).astype(np.float32),
     )
 
 
