@@ -44,7 +44,8 @@ class Proof:
 
     version: int
     checksum: str
-    unverified: int
+    part: Part
+    """What was written when it had been proven."""
 
 
 class WeightPuller:
@@ -115,8 +116,8 @@ class WeightPuller:
     async def _enrol(self, announced: WeightVersion) -> None:
         """Ask for a part in the rendezvous, or say at once that the engine has this version."""
         part = self._part(announced)
-        if self._holds(announced) and self._proof is not None:
-            part = replace(part, state="done", checksum=announced.checksum, unverified=self._proof.unverified)
+        if self._holds(announced) and self._proof is not None:  # it says when and how it took the version, again
+            part = replace(self._proof.part, announcement=part.announcement, group=part.group)
         await self._write(announced, part)
 
     async def _read_go(self, announced: WeightVersion) -> Part | None:
@@ -139,12 +140,13 @@ class WeightPuller:
             await self._report_failure(announced, error)
             return
         self._failures, self._failed_at = 0, 0.0
-        self._proof = Proof(announced.version, announced.checksum, unverified)
         seconds = {**self._update.seconds, "total": time.monotonic() - started}
+        done = replace(self._part(announced), state="done", checksum=announced.checksum, unverified=unverified)
+        done = replace(done, seconds=seconds, since=time.time())
+        self._proof = Proof(announced.version, announced.checksum, done)
         phases = {f"{phase}_s": value for phase, value in seconds.items()}
         self._log.info("weights_pulled", run=self._run, version=announced.version, unverified=unverified, **phases)
-        done = replace(self._part(announced), state="done", checksum=announced.checksum, unverified=unverified)
-        await self._write(announced, replace(done, seconds=seconds))
+        await self._write(announced, done)
 
     async def _report_failure(self, announced: WeightVersion, error: EngineError) -> None:
         self._log.error("pull_failed", run=self._run, version=announced.version, reason=str(error))

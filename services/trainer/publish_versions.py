@@ -13,6 +13,9 @@ from services.trainer.step_ledger import StepLedger
 from shared.await_redis import AwaitRedis
 from shared.tasks import end
 
+NOTHING = -1
+"""No version: nobody evaluates it."""
+
 
 class Publisher(Protocol):
     """The part of WeightPublisher that this file uses."""
@@ -27,8 +30,11 @@ class Publisher(Protocol):
 class Versions(Protocol):
     """Where the loop leaves the weights of a finished step."""
 
-    async def offer(self, version: int) -> None:
-        """Take the weights as they are now; returns before they are published."""
+    async def offer(self, version: int, at_once: bool = False) -> None:
+        """Take the weights as they are now; returns before they are published.
+
+        They wait for the evaluation of the version before, unless they are to replace it `at_once`.
+        """
         ...
 
     async def settle(self) -> None:
@@ -47,7 +53,7 @@ class Versions(Protocol):
 class PublishedVersions:
     """Versions for engines: one publication in flight, and of those that come meanwhile the newest waits for it.
 
-    One that is to be evaluated is published in any case, and the step after it waits for that.
+    One that is to be evaluated, or goes back, is published in any case, and the step after it waits for that.
     """
 
     def __init__(
@@ -61,18 +67,23 @@ class PublishedVersions:
             gate,
             first,
         )
-        self._offered = self._published = first - 1
+        self._published = first - 1
+        """The one whose evaluation the next one waits for."""
+        self._is_wanted = False
+        """Whether the one that was offered last is published whatever comes after it."""
         self._waiting: Any = None
         self._in_flight: asyncio.Task[None] | None = None
 
-    async def offer(self, version: int) -> None:
+    async def offer(self, version: int, at_once: bool = False) -> None:
         """See Versions."""
         if version < self._first:
             return
-        if self._gate.is_due(self._offered):
+        if at_once or self._is_wanted:
             await self.settle()
         self._waiting = await self._compute.run(self._stage, version)
-        self._offered = version
+        self._is_wanted = at_once or self._gate.is_due(version)
+        if at_once:
+            self._published = NOTHING
         self.check()
         if self._in_flight is None or self._in_flight.done():
             self._in_flight = asyncio.create_task(self._publish())
@@ -110,7 +121,7 @@ class CountedVersions:
     def __init__(self, ledger: StepLedger, redis: AwaitRedis) -> None:
         self._ledger, self._redis = ledger, redis
 
-    async def offer(self, version: int) -> None:
+    async def offer(self, version: int, at_once: bool = False) -> None:
         """See Versions."""
         await self._redis(lambda: self._ledger.served(version))
 

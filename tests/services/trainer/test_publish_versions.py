@@ -20,6 +20,7 @@ from shared.await_redis import AwaitRedis
 from shared.logs import Log
 from shared.tasks import end
 from shared.topology import Keys
+from shared.version_ledger import read_records
 from tests.services.trainer.micro_batches import of_groups
 from tests.services.trainer.receiving_engine import ReceivingEngine
 from tests.services.trainer.recorded_groups import run_settings, small_model
@@ -44,12 +45,12 @@ class Training:
         self.checksums: dict[int, str] = {}
         self._batches = of_groups(range(3))
 
-    async def step(self, number: int) -> None:
+    async def step(self, number: int, at_once: bool = False) -> None:
         """Step 0 only offers what training begins with."""
         if number:
             await self.compute.run(self.backend.train_step, self._batches, sft_loss, 1e-2, number)
         self.checksums[number] = await self.compute.run(self._checksum)
-        await self.versions.offer(number)
+        await self.versions.offer(number, at_once)
 
     async def close(self) -> None:
         await self.versions.close()
@@ -104,3 +105,42 @@ async def test_a_version_that_is_to_be_evaluated_is_published_whatever_comes_aft
     await end(living)
     await training.close()
     assert {0, 2, 4, 6, 8, 9} <= engine.received.keys()
+
+
+async def test_a_version_that_goes_back_waits_for_no_evaluation_and_is_published_whatever_comes_after_it(
+    redis: Redis, tmp_path: Path
+) -> None:
+    evaluation = {"datasets": ["held_out"], "every": 2, "deadline_s": 3600}
+    training = Training(redis, tmp_path, eval=evaluation, trainer={"steps": 100})
+    engine = ReceivingEngine(redis, RUN, "one")
+    tally: dict[Any, Any] = {"held_out|groups": 1, "held_out|done": 1}
+    await redis.hset(Keys(RUN).evaluation(0), mapping=tally)
+    living = asyncio.create_task(engine.live())
+    async with asyncio.timeout(60):
+        for number in range(3):
+            await training.step(number)
+        await training.step(3, at_once=True)
+        await training.step(4)
+        await training.versions.settle()
+    await end(living)
+    await training.close()
+    assert {0, 2, 3, 4} <= engine.received.keys()
+
+
+async def test_a_version_that_was_replaced_before_it_was_published_has_no_record(redis: Redis, tmp_path: Path) -> None:
+    training, engine = Training(redis, tmp_path), ReceivingEngine(redis, RUN, "one")
+    living = asyncio.create_task(engine.live())
+    await training.step(0)
+    await training.versions.settle()
+    engine.is_open.clear()
+    for number in range(1, 6):
+        await training.step(number)
+    engine.is_open.set()
+    await training.versions.settle()
+    await end(living)
+    await training.close()
+    records = await read_records(redis, Keys(RUN), range(6))
+    assert records.keys() == engine.received.keys() < set(range(6))
+    assert {version: record.checksum for version, record in records.items()} == {
+        version: training.checksums[version] for version in records
+    }
