@@ -139,8 +139,20 @@ class RewardSettings(Settings):
 class WeightSettings(Settings):
     """How versions travel from the trainer to the engines."""
 
+    transport: Literal["broadcast", "disk", "delta"] = "broadcast"
+    """broadcast: from memory to memory, over a process group; disk: as safetensors in a folder that both sides see;
+    delta: the same, of most versions only what changed."""
+    folder: str = ""
+    """disk, delta: path or fsspec URL of the folder that trainer and engines share; empty: `weights` in the run's."""
+    local_folder: str = ""
+    """disk, delta: folder of each engine's host for a copy of the newest version, which its engines share; empty: delta
+    keeps it in `<home>/engine_weights`, as disk does with a URL; a path that is shared, disk reads in place."""
+    keep_versions: Positive = 2
+    """disk, delta: newest versions that stay in the folder, with all that they build on."""
+    full_every: Positive = 20
+    """delta: versions from one that is written in full to the next; the first one of every trainer is, too."""
     bucket_mib: Positive = 512
-    """Size of one broadcast."""
+    """Size of one broadcast, and of one safetensors file."""
     enrol_deadline_s: Seconds = 30
     """Seconds that engines have to enrol for a version; who is late joins the next one."""
     update_deadline_s: Seconds = 120

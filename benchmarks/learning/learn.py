@@ -21,6 +21,8 @@ from shared.settings import merge
 
 Score = Callable[[Ids, Sequence[Ids]], list[float]]
 """(a word by row, an answer by row) -> rewards."""
+Publish = Callable[[int, Learner], object]
+"""(version, who holds its weights)."""
 CPU = torch.device("cpu")
 
 
@@ -94,21 +96,26 @@ def _imitate(settings: RunSettings, words: Words, draw: Callable[[], tuple[Ids, 
     return _finish(learner, sampler, words, progress, folder)
 
 
-def reinforce(settings: RunSettings, words: Words, score: Score | None = None) -> Progress:
+def reinforce(
+    settings: RunSettings, words: Words, score: Score | None = None, publish: Publish = lambda *_: None
+) -> Progress:
     """RL by the settings' algorithm; `rollout.max_staleness` is how many versions every step's samples are behind.
 
     The first steps train samples of version 0, as in a run whose groups queue for the trainer.
 
     Args:
         score: what the policy is rewarded for, if not right answers.
+        publish: called with every version.
     """
     learner, sampler = open_learner(settings, CPU), Sampler(Path(settings.model.path), words.end)
     source = _Source(settings, words, sampler, score or words.rewards)
     progress = Progress(_accuracy(sampler, words))
+    publish(0, learner)
     ready = deque(source.draw(0)[0] for _ in range(settings.rollout.max_staleness + 1))
     for step in range(1, settings.trainer.steps + 1):
         progress.metrics.append(_train(learner, settings, step, ready.popleft()))
         sampler.take(learner.named_tensors())
+        publish(step, learner)
         rollouts, right = source.draw(step)
         progress.right.append(right)
         ready.append(rollouts)

@@ -8,25 +8,26 @@ import asyncio
 import contextlib
 import os
 import socket
-import time
+from pathlib import Path
 
 from services.rollout.attach_engine import Attached
 from services.rollout.engine_calls import EngineCalls
+from services.rollout.engine_events import EngineEvents
 from services.rollout.engine_life import Lives
 from services.rollout.engine_update import EngineUpdate
 from services.rollout.held_process import HeldProcess, Launched
+from services.rollout.host_copy import HostCopy
 from services.rollout.launch_engine import EngineDied
 from services.rollout.pull_weights import EngineIdentity, WeightPuller
 from services.rollout.register_with_router import RouterSeat
+from services.rollout.take_files import TakeFiles
 from shared.deployment import EngineSettings
 from shared.errors import SluiceError
-from shared.messages import Event
 from shared.redis_connection import UNREACHABLE
 from shared.runs import HEARTBEAT_S, announce, withdraw
 from shared.service import Serving, main
-from shared.streams import Stream
 from shared.tasks import end
-from shared.topology import EVENTS
+from shared.weight_store import WeightStore
 
 
 class Sidecar:
@@ -65,7 +66,7 @@ class Sidecar:
     async def _serve_life(self, serving: Serving, lives: Lives, seat: RouterSeat) -> None:
         """Serve with one life of the engine until that or the run ends."""
         place, mode, engine = serving.place, serving.record.settings.engine.update_mode, await lives.start()
-        update = EngineUpdate(engine.calls, mode, engine.device)
+        update = EngineUpdate(engine.calls, mode, engine.device, _incoming_files(serving, engine.calls))
         identity = EngineIdentity(place.name, engine.incarnation, engine.ranks)
         puller = WeightPuller(serving.redis, serving.run, identity, update, place.log)
         tasks = [
@@ -92,17 +93,29 @@ class Sidecar:
 
     async def _bury(self, serving: Serving, lives: Lives, seat: RouterSeat, death: EngineDied) -> None:
         """Tell the router and everybody who reads the events, and clear what is left of the engine."""
-        serving.place.log.error("engine_died", run=serving.run, reason=str(death))
         await seat.leave()
         await lives.stop(grace_s=0)
-        event = Event(time.time(), "engine", "engine_died", {"engine": serving.place.name, "reason": str(death)})
-        events: Stream[Event] = Stream(serving.redis, serving.run, EVENTS)
-        with contextlib.suppress(*UNREACHABLE):
-            await events.publish(event)
+        await _events(serving).tell("engine_died", reason=str(death))
 
     def shut_down(self) -> None:
         """Stop the engine when the event loop is gone already."""
         self._held.shut_down()
+
+
+def _events(serving: Serving) -> EngineEvents:
+    return EngineEvents(serving.redis, serving.run, serving.place.name, serving.place.log)
+
+
+def _incoming_files(serving: Serving, calls: EngineCalls) -> TakeFiles | None:
+    """How versions in files come in; RunRejected if the folder that they come from cannot be used on this host."""
+    weights = serving.record.settings.weights
+    if weights.transport == "broadcast":
+        return None
+    if weights.folder:
+        WeightStore(weights.folder)
+    own = Path(weights.local_folder) if weights.local_folder else serving.place.deployment.paths.home / "engine_weights"
+    in_place = weights.transport == "disk" and not weights.local_folder
+    return TakeFiles(calls, HostCopy(own.expanduser().absolute()), in_place, _events(serving))
 
 
 def _url(settings: EngineSettings, index: int) -> str:

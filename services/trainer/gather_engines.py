@@ -89,6 +89,12 @@ class Engines:
             first_rank += part.ranks
         await write_parts(self._redis, self._keys, version, parts)
 
+    async def at_work(self, versions: Collection[int]) -> set[int]:
+        """Those versions that an engine which is up was told to take, and has neither taken nor given up."""
+        up = await self.up()
+        parts = {version: await read_parts(self._redis, self._keys, version) for version in versions}
+        return {v for v, found in parts.items() if any(found[name].state in AT_WORK for name in found.keys() & up)}
+
     async def say(self, version: int, names: Collection[str], word: Word) -> None:
         """Tell engines that are ready, or get ready, what becomes of the version."""
         await say(self._redis, self._keys, version, names, word)

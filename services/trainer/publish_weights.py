@@ -67,6 +67,10 @@ class Transport(Protocol):
 
     engines: Engines
 
+    async def prepare(self, staged: Staged, proofs: Proofs) -> None:
+        """What has to be there before engines are asked; none of their deadlines has begun."""
+        ...
+
     async def round(self, staged: Staged, proofs: Proofs, until: float) -> Outcome:
         """Offer the version to every engine that is up, until each has ended its part or the deadline has passed.
 
@@ -181,6 +185,7 @@ class WeightPublisher:
 
     async def _send(self, staged: Staged, proofs: Proofs, tries: int) -> Outcome:
         """Round after round until every engine has the version, was tried `tries` times, or the deadline passed."""
+        await self._transport.prepare(staged, proofs)
         until = time.time() + self._deadlines.enrol_s + self._deadlines.update_s
         failed, failures, engines = dict[str, str](), Counter[str](), self._transport.engines
         engines.given_up.clear()

@@ -2,19 +2,24 @@
 
 import asyncio
 import gc
+from pathlib import Path
 
 from services.trainer.compute_thread import ComputeThread
 from services.trainer.export_model import export_model
+from services.trainer.file_transport import FileTransport
 from services.trainer.orders import RanksOutOfStep
 from services.trainer.prepare_run import OpenPublisher, PreparedRun, prepare_run
 from services.trainer.publish_weights import Deadlines, WeightPublisher
+from services.trainer.recorded_run import owner_of
 from services.trainer.step_ledger import StepLedger
 from services.trainer.team import Team
 from services.trainer.tell import tell
+from services.trainer.version_writer import RunFiles, VersionWriter
 from shared.errors import LedgerBehind, RunRejected
 from shared.runs import Runs, State
-from shared.service import Serving
+from shared.service import Serving, run_folder
 from shared.tasks import end
+from shared.weight_store import WeightStore
 
 
 async def serve(serving: Serving, team: Team) -> None:
@@ -113,4 +118,19 @@ def _open_publisher(serving: Serving, ledger: StepLedger) -> WeightPublisher:
         update_s=weights.update_deadline_s,
         max_unavailable=weights.max_unavailable,
     )
-    return WeightPublisher(ledger, host, serving.place.log, weights.bucket_mib, deadlines, serving.await_redis())
+    transport = _file_transport(serving, ledger) if weights.transport != "broadcast" else None
+    log, await_redis = serving.place.log, serving.await_redis()
+    return WeightPublisher(ledger, host, log, weights.bucket_mib, deadlines, await_redis, transport)
+
+
+def _file_transport(serving: Serving, ledger: StepLedger) -> FileTransport:
+    """RunRejected if the folder for versions cannot be used."""
+    settings, record = serving.record.settings, serving.record
+    weights = settings.weights
+    folder = weights.folder or str(run_folder(serving.place.deployment, serving.run) / "weights")
+    about = RunFiles(
+        serving.run, owner_of(record), ledger.epoch, Path(settings.model.path).expanduser(), settings.model.dtype
+    )
+    writer = VersionWriter(WeightStore(folder), about, weights.full_every if weights.transport == "delta" else None)
+    waits = (weights.enrol_deadline_s, weights.max_unavailable)
+    return FileTransport(ledger, writer, weights.keep_versions, *waits, serving.place.log)

@@ -48,6 +48,11 @@ class StepLedger:
         """Become the one trainer that may write here; a version of a step that Redis has lost is taken back."""
         self._epoch = await self._ledger.take_over()
 
+    @property
+    def epoch(self) -> int:
+        """Larger than that of every trainer that had this run before; 0 until it is taken over."""
+        return self._epoch
+
     async def position(self) -> Position:
         """Where the ledger stands."""
         counts = await self._ledger.counters()

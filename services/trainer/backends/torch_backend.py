@@ -16,13 +16,13 @@ from services.trainer.backends.master_weights import MasterWeights
 from services.trainer.backends.shard_model import let_go, shard_model, whole
 from services.trainer.losses.loss_totals import LossTotals
 from services.trainer.losses.token_loss import LossFunction, Predictions
+from services.trainer.model_files import tokenizer_files
 from services.trainer.packing import MicroBatch, PackedSequences
 from services.trainer.ranks import OneRank, Ranks
 from services.trainer.scoring_model import ScoringModel, ask, on_cpu
 from shared.errors import RunRejected
 
 MOMENTS = ("exp_avg", "exp_avg_sq", "step")
-TOKENIZER_FILES = ("tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab.*", "merges.txt", "*.jinja")
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,9 +109,8 @@ class TorchBackend:
         if self._ranks.rank:
             return
         core.save_pretrained(folder, state_dict=weights)
-        for pattern in TOKENIZER_FILES:
-            for file in self._source.glob(pattern):
-                shutil.copy2(file, folder / file.name)
+        for file in tokenizer_files(self._source):
+            shutil.copy2(file, folder / file.name)
 
     def _move(self, learning_rate: float) -> None:
         for group in self._optimizer.param_groups:

@@ -51,7 +51,7 @@ class RealEngine:
     def connect(self) -> Redis:
         return connect(self.redis_url)
 
-    async def activate(self, **engine: Any) -> RunRecord:
+    async def activate(self, transport: str = "broadcast", **engine: Any) -> RunRecord:
         """Make the run the active one, as the gateway does."""
         settings = RunSettings.model_validate(
             {
@@ -60,6 +60,7 @@ class RealEngine:
                 "data": {"datasets": [{"name": "none"}]},
                 "trainer": {"steps": 100},
                 "engine": {"device": "cpu", **engine},
+                "weights": {"transport": transport},
             }
         )
         redis = self.connect()

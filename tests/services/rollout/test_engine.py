@@ -19,6 +19,7 @@ from redis.asyncio import Redis
 
 from services.rollout.launch_engine import check_port
 from services.trainer.publish_weights import Deadlines, PublishReport, WeightPublisher
+from services.trainer.serve_run import _open_publisher
 from services.trainer.step_ledger import StepLedger
 from services.trainer.tiny_model import TinyShape, write_tiny_model
 from shared.enrolment import AT_WORK, read_parts
@@ -30,6 +31,7 @@ from shared.tasks import end
 from shared.topology import EVENTS, Keys
 from tests.conftest import free_port, until
 from tests.services.rollout.real_engine import RealEngine, descendants, named
+from tests.services.trainer.recorded_groups import serving
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(400)]
 START_S = 180
@@ -40,13 +42,14 @@ TOKENS = 900
 class Policy:
     """The trainer's side: a model, its versions, and their publisher."""
 
-    def __init__(self, redis: Redis, real: RealEngine, version: int) -> None:
+    def __init__(self, redis: Redis, real: RealEngine, version: int, publisher: WeightPublisher | None = None) -> None:
         from transformers import AutoModelForCausalLM
 
         self.model = AutoModelForCausalLM.from_pretrained(real.model, dtype=torch.float32).eval()
         self.version, self.kept = version, dict[int, dict[str, torch.Tensor]]()
         deadlines = Deadlines(enrol_s=10, update_s=30, first_engine_s=START_S)
-        self.publisher = WeightPublisher(StepLedger(redis, real.run), "127.0.0.1", Log("trainer"), deadlines=deadlines)
+        ledger = StepLedger(redis, real.run)
+        self.publisher = publisher or WeightPublisher(ledger, "127.0.0.1", Log("trainer"), deadlines=deadlines)
         self._joiners = asyncio.create_task(self.publisher.serve_joiners())
 
     async def publish(self) -> PublishReport:
@@ -102,8 +105,10 @@ async def client(real: RealEngine) -> AsyncIterator[Redis]:
 
 
 @contextlib.asynccontextmanager
-async def policy_from(redis: Redis, real: RealEngine, version: int) -> AsyncIterator[Policy]:
-    policy = Policy(redis, real, version)
+async def policy_from(
+    redis: Redis, real: RealEngine, version: int, publisher: WeightPublisher | None = None
+) -> AsyncIterator[Policy]:
+    policy = Policy(redis, real, version, publisher)
     try:
         yield policy
     finally:
@@ -244,6 +249,32 @@ async def test_the_next_run_with_the_same_settings_keeps_the_process_and_gets_it
         await until(lambda: _is_listed(real, 0), 60)
         assert named(descendants(real.processes[1]), "engine_server").pid == server
         assert (await real.generate([5], 2))["meta_info"]["weight_version"] == "0"
+
+
+@pytest.mark.parametrize("transport", ["disk", "delta"])
+async def test_versions_in_files_reach_the_engine_with_requests_in_flight_and_every_span_is_right(
+    real: RealEngine, client: Redis, transport: str
+) -> None:
+    assert await Runs(client).move(real.run, ("starting",), "finished")
+    await until(lambda: _is_not_listed(real, 0), 20)
+    real.run = f"by-{transport}"
+    record = await real.activate(transport)
+    publisher = _open_publisher(serving(client, record, real.home), StepLedger(client, real.run))
+    async with policy_from(client, real, 0, publisher) as policy:
+        await policy.publish()
+        await until(lambda: _is_listed(real, 0), 60)
+        for version in (1, 2):
+            started = [asyncio.Event() for _ in range(2)]
+            requests = [asyncio.create_task(real.generate_streaming([version, 10], TOKENS, event)) for event in started]
+            async with asyncio.timeout(20):
+                await asyncio.gather(*(event.wait() for event in started))
+            report = await policy.publish()
+            assert (len(report.done), report.failed, report.unverified) == (1, {}, ())
+            for answer in await asyncio.gather(*requests):
+                check_spans(policy, [version, 10], answer, version)
+            assert (await real.generate([1, 2, 3], 4))["meta_info"]["weight_version"] == str(version)
+    kinds = [folder.name.split("-")[1] for folder in sorted((real.home / "runs" / real.run / "weights").iterdir())]
+    assert kinds == (["full", "full"] if transport == "disk" else ["full", "delta", "delta"])
 
 
 async def test_stopping_the_sidecar_leaves_no_process_and_no_port(real: RealEngine) -> None:

@@ -1,0 +1,160 @@
+"""One snapshot and the engines that are up -> files in a folder that both see: written, announced, taken, pruned."""
+
+import asyncio
+import secrets
+import time
+from collections.abc import Collection
+
+from services.trainer.broadcast_version import Outcome, Proofs
+from services.trainer.gather_engines import Engines, Gathering
+from services.trainer.plan_waves import plan_waves
+from services.trainer.rendezvous import in_thread
+from services.trainer.send_wave import Offer
+from services.trainer.stage_weights import Staged
+from services.trainer.step_ledger import StepLedger
+from services.trainer.tell import tell
+from services.trainer.version_names import VersionName, superfluous
+from services.trainer.version_writer import VersionWriter
+from shared.enrolment import Part
+from shared.errors import SluiceError
+from shared.logs import Log
+from shared.messages import Rendezvous, WeightFiles, WeightVersion
+from shared.weight_store import ASIDE
+
+POLL_S = 0.01
+WRITE_TRIES = 4
+WRITE_PAUSE_S = 2.0
+"""Seconds before the second try; each further pause is twice as long."""
+
+
+class FileTransport:
+    """See Transport. A version is written once, and announced as often as engines ask for it.
+
+    Where an engine found its files damaged or incomplete, the next round writes it again, in full.
+    """
+
+    def __init__(
+        self, ledger: StepLedger, writer: VersionWriter, keep: int, enrol_s: float, max_unavailable: int, log: Log
+    ) -> None:
+        """`keep`: newest versions that stay in the store, with all that they build on."""
+        self.engines = Engines(ledger.redis, ledger.run)
+        self._ledger, self._writer, self._keep, self._log = ledger, writer, keep, log
+        self._enrol_s, self._max_unavailable = enrol_s, max_unavailable
+        self._written: tuple[int, str, WeightFiles] | None = None
+        """Version, checksum and files of the one that was written last."""
+        self._refused, self._write_s = False, 0.0
+        self._failed: set[str] = set()
+        """By the last round."""
+
+    async def prepare(self, staged: Staged, proofs: Proofs) -> None:
+        """See Transport.
+
+        Raises:
+            SluiceError: the store cannot be written to.
+        """
+        await self._files_of(staged, proofs.checksum)
+
+    async def round(self, staged: Staged, proofs: Proofs, until: float) -> Outcome:
+        """See Transport.
+
+        Raises:
+            SluiceError: the store cannot be written to.
+        """
+        outcome, files = Outcome(), await self._files_of(staged, proofs.checksum)
+        outcome.seconds["write"], self._write_s, written = self._write_s, 0.0, time.monotonic()
+        offer = Offer(staged, f"{self._ledger.run}-v{staged.version}-{secrets.token_hex(4)}", until)
+        gathering = await self._announce(offer, proofs, files)
+        outcome.done.update(gathering.holding)
+        outcome.seconds["enrol"] = (enrolled := time.monotonic()) - written
+        await self._send(offer, gathering, outcome)
+        outcome.seconds["prove"] = time.monotonic() - enrolled
+        await self._prune()
+        self._failed = set(outcome.failed)
+        return outcome
+
+    def drop_group(self) -> None:
+        """See Transport: nothing is held."""
+
+    async def _files_of(self, staged: Staged, checksum: str) -> WeightFiles:
+        last = self._written
+        if last is not None and last[:2] == (staged.version, checksum) and not self._refused:
+            return last[2]
+        started = time.monotonic()
+        files = await self._write(staged, checksum)
+        self._written, self._refused = (staged.version, checksum, files), False
+        self._write_s = time.monotonic() - started
+        return files
+
+    async def _write(self, staged: Staged, checksum: str) -> WeightFiles:
+        tries, pause_s = 0, WRITE_PAUSE_S
+        while True:
+            try:
+                return await in_thread(lambda: self._writer.write(staged, checksum, in_full=self._refused))
+            except OSError as error:
+                tries += 1
+                where = self._writer.store.url
+                detail = {"version": staged.version, "folder": where, "reason": str(error)}
+                await tell(self._ledger.redis, self._ledger.run, self._log, "weights_not_written", detail)
+                if tries == WRITE_TRIES:
+                    raise SluiceError(
+                        f"weight version {staged.version} cannot be written to {where}: {error}; make room there, or"
+                        " set weights.folder of the next run"
+                    ) from error
+            await asyncio.sleep(pause_s)
+            pause_s *= 2
+
+    async def _announce(self, offer: Offer, proofs: Proofs, files: WeightFiles) -> Gathering:
+        staged, enrol_until = offer.staged, min(time.time() + self._enrol_s, offer.until)
+        meeting = Rendezvous("", 0, offer.announcement, "files", enrol_until, offer.until)
+        version, layout = staged.version, staged.buckets.layout
+        await self._ledger.announce(
+            WeightVersion(version, staged.step, layout, proofs.checksum, proofs.tensor_checksums, meeting, files)
+        )
+        return await self.engines.gather(version, proofs.checksum, offer.announcement, enrol_until)
+
+    async def _send(self, offer: Offer, gathering: Gathering, outcome: Outcome) -> None:
+        """Have the engines that wait take the files, wave after wave, and sort them as they end."""
+        left = set(gathering.waiting)
+        for wave in plan_waves(gathering, self._max_unavailable, {}, self._failed):
+            await self.engines.start(offer.staged.version, wave.gathering, offer.announcement)
+            await self._follow(offer, wave.gathering.waiting.keys(), outcome)
+            left -= wave.gathering.waiting.keys()
+            if outcome.failed:
+                break
+        outcome.waiting = tuple(sorted(left))
+
+    async def _follow(self, offer: Offer, names: Collection[str], outcome: Outcome) -> None:
+        """Wait for the engines' answers, and sort them into done and failed."""
+        parts: dict[str, Part] = {}
+        while len(parts) < len(names) and offer.left_s > 0:
+            await asyncio.sleep(POLL_S)
+            parts = await self.engines.ended(offer.staged.version, offer.announcement, names)
+        for name in names:
+            part = parts.get(name)
+            if part is None:
+                outcome.failed[name] = "the engine did not finish in time"
+                self.engines.expect_nothing_of(name)
+            elif part.state == "done":
+                outcome.done[name] = part
+            else:
+                outcome.failed[name] = part.reason or "the engine started anew"
+                self._refused = self._refused or part.files_refused
+
+    async def _prune(self) -> None:
+        """Delete what nobody needs any more. What cannot be deleted now is tried again with the next version."""
+        try:
+            found = await in_thread(self._look)
+            read = await self.engines.at_work({name.version for name in found})
+            old = superfluous({name: whole for name, (_, whole) in found.items()}, self._writer.names, self._keep, read)
+            await in_thread(lambda: [self._writer.store.remove(found[name][0]) for name in old])
+        except OSError as error:
+            self._log.warning("weights_not_pruned", run=self._ledger.run, error=str(error))
+
+    def _look(self) -> dict[VersionName, tuple[str, bool]]:
+        """What is in the store: the name of its folder, and whether it is whole."""
+        store, found = self._writer.store, dict[VersionName, tuple[str, bool]]()
+        for folder in store.folders():
+            name = VersionName.parse(folder.removeprefix(ASIDE))
+            if name is not None:
+                found[name] = (folder, not folder.startswith(ASIDE) and store.is_whole(folder))
+        return found

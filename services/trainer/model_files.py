@@ -1,0 +1,26 @@
+"""The folder of the initial model -> what stands beside the weights in every folder made of it."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+TOKENIZER_FILES = ("tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab.*", "merges.txt", "*.jinja")
+OTHER_FILES = ("generation_config.json", "*.py")
+CONFIG = "config.json"
+
+
+def tokenizer_files(source: Path) -> Iterator[Path]:
+    """Those of a tokenizer."""
+    for pattern in TOKENIZER_FILES:
+        yield from sorted(file for file in source.glob(pattern) if file.is_file())
+
+
+def model_files(source: Path, dtype: str) -> dict[str, bytes]:
+    """What an engine needs beside weights of this type, by name."""
+    config = json.loads((source / CONFIG).read_text("utf-8"))
+    config["dtype"] = dtype
+    if "torch_dtype" in config:  # as older releases of transformers call it
+        config["torch_dtype"] = dtype
+    others = (file for pattern in OTHER_FILES for file in sorted(source.glob(pattern)))
+    copied = {file.name: file.read_bytes() for file in (*tokenizer_files(source), *others)}
+    return {**copied, CONFIG: json.dumps(config, indent=2).encode()}
