@@ -33,7 +33,7 @@ from shared.tasks import end
 from shared.topology import EVENTS, WEIGHTS
 
 MODES = ("retract", "abort", "in_place", "drain")
-ENROL_S, UPDATE_S, FIRST_S = 10.0, 30.0, 180.0
+ENROL_S, UPDATE_S, FIRST_S = 10.0, 30.0, 600.0
 SETTLE_S = 180.0
 """Seconds after the last update in which engines that were struck come back and get the newest version."""
 POLL_S = 0.5

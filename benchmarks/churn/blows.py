@@ -6,13 +6,14 @@ import os
 import random
 import signal
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from benchmarks.churn.stack import Stack
 
 FREEZE_S = (2.0, 15.0)
 APART = 4
 """Updates between two blows, so that an engine is mostly back before the next one."""
+POLL_S = 0.1
 WITHIN_S = 0.4
 """Half of the blows fall within so many seconds of an update's start, the others between two updates."""
 
@@ -27,6 +28,7 @@ class Blow:
     after_s: float
     """Seconds after the update began."""
     engine: int
+    """The one to be struck, or the next one that serves."""
     whole: bool = True
     """All processes of the engine, or one of them."""
     freeze_s: float = 0
@@ -73,9 +75,8 @@ class Striker:
         if blow.kind == "start":
             self._note(blow, "")
             return self._stack.start_engine(blow.engine)
-        family = self._stack.engine_processes(blow.engine)
-        if not family:
-            return self._say(f"engine {blow.engine} is not there to be struck at update {blow.update}")
+        engine = await self._next_serving(blow.engine)
+        blow, family = replace(blow, engine=engine), self._stack.engine_processes(engine)
         pids = family if blow.whole else [self._draw.choice(family)]
         if blow.kind == "kill":
             self._note(blow, f" ({len(pids)} of {len(family)} processes)")
@@ -86,6 +87,16 @@ class Striker:
             await asyncio.sleep(blow.freeze_s)
         finally:
             _signal(pids, signal.SIGCONT)
+
+    async def _next_serving(self, engine: int) -> int:
+        """Wait until the router lists an engine; the number of the first one from `engine` on."""
+        engines = self._stack.deployment.engine.count
+        while True:
+            listed = await self._stack.listed()
+            for index in ((engine + more) % engines for more in range(engines)):
+                if self._stack.engine_url(index) in listed:
+                    return index
+            await asyncio.sleep(POLL_S)
 
     def _note(self, blow: Blow, how: str) -> None:
         text = f"update {blow.update} + {blow.after_s:.2f} s: {blow.kind} engine {blow.engine}{how}"

@@ -135,7 +135,7 @@ class WeightPuller:
             if self._update.mixed or self._update.unfinished:
                 self._proof = None
             self._failed_at = time.monotonic()
-            self._failures += not isinstance(error, FilesRefused | NotCleared)  # those are no fault of this engine
+            self._failures += not isinstance(error, NotCleared | FilesRefused)  # those are no fault of this engine
             await failed()
             await self._report_failure(announced, error)
             return
@@ -151,9 +151,10 @@ class WeightPuller:
     async def _report_failure(self, announced: WeightVersion, error: EngineError) -> None:
         self._log.error("pull_failed", run=self._run, version=announced.version, reason=str(error))
         refused = isinstance(error, FilesRefused) and error.of_store
-        part = replace(self._part(announced), state="failed", reason=str(error), seconds=self._update.seconds)
+        part = replace(self._part(announced), files_refused=refused, seconds=self._update.seconds)
+        failed = replace(part, state="failed", reason=str(error))
         try:
-            await self._write(announced, replace(part, files_refused=refused))
+            await self._write(announced, failed)
         finally:
             if isinstance(error, EngineSilent) or self._failures >= MAX_FAILURES:
                 raise EngineDied(f"weight version {announced.version} could not be loaded: {error}") from error

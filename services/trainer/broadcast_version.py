@@ -54,6 +54,9 @@ class Broadcaster:
         self._failed: set[str] = set()
         """By the last round; they may be paused, and come first in the next one."""
 
+    async def prepare(self, staged: Staged, proofs: Proofs) -> None:
+        """See Transport: the snapshot is all that a broadcast needs."""
+
     async def round(self, staged: Staged, proofs: Proofs, until: float) -> Outcome:
         """See Transport."""
         outcome, started = Outcome(), time.monotonic()

@@ -3,6 +3,7 @@
 import asyncio
 import secrets
 import time
+from collections.abc import Collection
 
 from services.trainer.broadcast_version import Outcome, Proofs
 from services.trainer.gather_engines import Engines, Gathering
@@ -46,9 +47,17 @@ class FileTransport:
         self._enrol_s, self._max_unavailable = enrol_s, max_unavailable
         self._written: tuple[int, str, WeightFiles] | None = None
         """Version, checksum and files of the one that was written last."""
-        self._refused = False
+        self._refused, self._write_s = False, 0.0
         self._failed: set[str] = set()
         """By the last round; they may be paused, and come first in the next one."""
+
+    async def prepare(self, staged: Staged, proofs: Proofs) -> None:
+        """See Transport.
+
+        Raises:
+            SluiceError: the store cannot be written to.
+        """
+        await self._files_of(staged, proofs.checksum)
 
     async def round(self, staged: Staged, proofs: Proofs, until: float) -> Outcome:
         """See Transport.
@@ -56,17 +65,16 @@ class FileTransport:
         Raises:
             SluiceError: the store cannot be written to.
         """
-        outcome, started = Outcome(), time.monotonic()
-        files = await self._files_of(staged, proofs.checksum)
-        outcome.seconds["write"] = (written := time.monotonic()) - started
-        offer = Offer(staged, f"{self._ledger.run}-v{staged.version}-{secrets.token_hex(4)}", until + written - started)
+        outcome, files = Outcome(), await self._files_of(staged, proofs.checksum)
+        outcome.seconds["write"], self._write_s, written = self._write_s, 0.0, time.monotonic()
+        offer = Offer(staged, f"{self._ledger.run}-v{staged.version}-{secrets.token_hex(4)}", until)
         gathering = await self._announce(offer, proofs, files)
         outcome.done.update(gathering.holding)
         outcome.seconds["enrol"] = (enrolled := time.monotonic()) - written
-        await self._offer(offer, gathering, outcome)
+        await self._send(offer, gathering, outcome)
         outcome.seconds["prove"] = time.monotonic() - enrolled
-        self._failed = set(outcome.failed)
         await self._prune()
+        self._failed = set(outcome.failed)
         return outcome
 
     def drop_group(self) -> None:
@@ -76,8 +84,10 @@ class FileTransport:
         last = self._written
         if last is not None and last[:2] == (staged.version, checksum) and not self._refused:
             return last[2]
+        started = time.monotonic()
         files = await self._write(staged, checksum)
         self._written, self._refused = (staged.version, checksum, files), False
+        self._write_s = time.monotonic() - started
         return files
 
     async def _write(self, staged: Staged, checksum: str) -> WeightFiles:
@@ -100,6 +110,7 @@ class FileTransport:
 
     async def _announce(self, offer: Offer, proofs: Proofs, files: WeightFiles) -> Gathering:
         staged, enrol_until = offer.staged, min(time.time() + self._enrol_s, offer.until)
+        meeting = Rendezvous("", 0, offer.announcement, "files", enrol_until, offer.until)
         await self._ledger.announce(
             WeightVersion(
                 staged.version,
@@ -107,27 +118,27 @@ class FileTransport:
                 staged.buckets.layout,
                 proofs.checksum,
                 proofs.tensor_checksums,
-                Rendezvous("", 0, offer.announcement, "files", enrol_until, offer.until),
+                meeting,
                 proofs.engine_device,
                 files,
             )
         )
         return await self.engines.gather(staged.version, proofs.checksum, offer.announcement, enrol_until)
 
-    async def _offer(self, offer: Offer, gathering: Gathering, outcome: Outcome) -> None:
-        """Have the engines that wait take the files, wave after wave, and sort them into done, failed and waiting."""
+    async def _send(self, offer: Offer, gathering: Gathering, outcome: Outcome) -> None:
+        """Have the engines that wait take the files, wave after wave, and sort them as they end."""
         left = set(gathering.waiting)
         for wave in plan_waves(gathering, self._max_unavailable, {}, self._failed):
             await self.engines.start(offer.staged.version, wave.gathering, offer.announcement)
-            await self._follow(offer, wave.gathering, outcome)
+            await self._follow(offer, wave.gathering.waiting.keys(), outcome)
             left -= wave.gathering.waiting.keys()
             if outcome.failed:
                 break
         outcome.waiting = tuple(sorted(left))
 
-    async def _follow(self, offer: Offer, gathering: Gathering, outcome: Outcome) -> None:
-        """Wait for the answers of one wave, and sort them into done and failed."""
-        names, parts = gathering.waiting.keys(), dict[str, Part]()
+    async def _follow(self, offer: Offer, names: Collection[str], outcome: Outcome) -> None:
+        """Wait for the engines' answers, and sort them into done and failed."""
+        parts: dict[str, Part] = {}
         while len(parts) < len(names) and offer.left_s > 0:
             await asyncio.sleep(POLL_S)
             parts = await self.engines.ended(offer.staged.version, offer.announcement, names)

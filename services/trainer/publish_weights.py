@@ -70,12 +70,15 @@ class Transport(Protocol):
 
     engines: Engines
 
+    async def prepare(self, staged: Staged, proofs: Proofs) -> None:
+        """What has to be there before engines are asked; none of their deadlines has begun."""
+        ...
+
     async def round(self, staged: Staged, proofs: Proofs, until: float) -> Outcome:
         """Offer the version to every engine that is up, until each has ended its part or the deadline has passed.
 
         One round at a time. A round for a version that was offered before is for those that do not hold it yet. It
-        ends with the first wave in which an engine fails. `until`: seconds since the epoch; the seconds `write`, in
-        which there is nothing yet that engines could take, come on top.
+        ends with the first wave in which an engine fails. `until`: seconds since the epoch.
         """
         ...
 
@@ -190,12 +193,12 @@ class WeightPublisher:
 
     async def _send(self, staged: Staged, proofs: Proofs, tries: int) -> Outcome:
         """Round after round until every engine has the version, was tried `tries` times, or the deadline passed."""
+        await self._transport.prepare(staged, proofs)
         until = time.time() + self._deadlines.enrol_s + self._deadlines.update_s
         setbacks, failures, engines = list[tuple[str, str]](), Counter[str](), self._transport.engines
         engines.given_up.clear()
         while True:
             outcome = await self._transport.round(staged, proofs, until)
-            until += outcome.seconds.get("write", 0.0)
             setbacks += outcome.failed.items()
             failures.update(outcome.failed.keys())
             engines.given_up |= {name for name, count in failures.items() if count >= tries}

@@ -27,8 +27,9 @@ class LoadingServer:
 
     async def answer(self, request: httpx.Request) -> httpx.Response:
         path, body = request.url.path, json.loads(request.content or b"{}")
-        if path != "/health":
-            self.calls.append(path)
+        if path == "/health":
+            return httpx.Response(200)
+        self.calls.append(path)
         if path == "/update_weights_from_disk":
             self.is_loading.set()
             await self.may_load.wait()

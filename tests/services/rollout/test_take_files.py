@@ -49,7 +49,7 @@ class Trainer:
     keep: int = 2
     enrol_s: float = 5
     update_s: float = 5
-    max_unavailable: int = 0
+    at_once: int = 0
     store: str = ""
     tensors: dict[str, torch.Tensor] = field(default_factory=dict)
 
@@ -60,7 +60,7 @@ class Trainer:
         about = RunFiles(RUN, "owner", ledger.epoch, model_folder(self.home / "model"), "bfloat16")
         self.files = WeightStore(self.store or str(self.home / "store"))
         writer = VersionWriter(self.files, about, 100 if self.deltas else None, PIECE)
-        self.transport = FileTransport(ledger, writer, self.keep, self.enrol_s, self.max_unavailable, log)
+        self.transport = FileTransport(ledger, writer, self.keep, self.enrol_s, self.at_once, log)
         waits = Deadlines(self.enrol_s, self.update_s, 5)
         self.publisher = WeightPublisher(ledger, "", log, 1, deadlines=waits, transport=self.transport)
         return self
@@ -99,6 +99,18 @@ async def test_versions_are_loaded_while_the_engine_is_paused_and_proven(
     assert set(engine.server.folders) == {tmp_path / "host" / "model"}
     assert await refusals(redis) == []
     assert (await Ledger(redis, Keys(RUN)).counters())["weight_version"] == 3
+
+
+async def test_an_engine_serves_on_while_the_wave_before_it_loads(redis: Redis, tmp_path: Path) -> None:
+    trainer = await Trainer(redis, tmp_path, at_once=1).open()
+    one, other = Engine(redis, tmp_path / "host"), Engine(redis, tmp_path / "host-b", "engine-b")
+    async with one.following() as first, other.following() as second:
+        first.server.may_load.clear()
+        publishing = asyncio.create_task(trainer.publish(0))
+        await asyncio.wait_for(first.server.is_loading.wait(), 5)
+        assert second.server.calls == []
+        first.server.may_load.set()
+        assert (await publishing).done == ("engine-a", "engine-b")
 
 
 async def test_an_announcement_names_the_files_and_what_they_build_on(redis: Redis, tmp_path: Path) -> None:
@@ -224,25 +236,6 @@ async def test_what_an_engine_still_reads_is_not_deleted(redis: Redis, tmp_path:
     assert trainer.folders() == ["v000004-full"]
 
 
-async def test_engines_take_files_in_waves(redis: Redis, tmp_path: Path) -> None:
-    """The second one is not told to begin while the first one loads."""
-    trainer = await Trainer(redis, tmp_path, deltas=False, max_unavailable=1).open()
-    first = Engine(redis, tmp_path / "host", in_place=True)
-    second = Engine(redis, tmp_path / "host", "engine-b", in_place=True)
-    async with first.following(), second.following():
-        await trainer.publish(0)
-        first.server.may_load.clear()
-        first.server.is_loading.clear()
-        publishing = asyncio.create_task(trainer.publish(1))
-        await asyncio.wait_for(first.server.is_loading.wait(), 5)
-        await until(lambda: _has(redis, "engine-a", 1, "loading"))
-        assert await _has(redis, "engine-b", 1, "enrolled")
-        first.server.may_load.set()
-        assert set((await publishing).done) == {"engine-a", "engine-b"}
-        assert first.holds(trainer.tensors)
-        assert second.holds(trainer.tensors)
-
-
 async def test_files_that_do_not_come_in_time_leave_the_engine_generating_with_what_it_has(
     redis: Redis, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -346,9 +339,9 @@ async def _is_proven(engine: Engine) -> bool:
     return engine.proven > 0
 
 
-async def _has(redis: Redis, name: str, version: int, state: str = "done") -> bool:
+async def _has(redis: Redis, name: str, version: int) -> bool:
     part = await read_part(redis, Keys(RUN), version, name)
-    return part is not None and part.state == state
+    return part is not None and part.state == "done"
 
 
 async def _called(engine: Engine, path: str, times: int) -> bool:
