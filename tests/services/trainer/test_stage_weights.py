@@ -58,7 +58,7 @@ def test_the_memory_that_is_free_decides_where_the_copies_are(
 def test_what_training_queues_after_a_snapshot_does_not_change_it_and_nothing_waits(device: str, place: str) -> None:
     weight = torch.randn(4096, 4096, device=device)
     expected, stage = weight.cpu(), Stage(2**20, place)
-    stage.stage(0, 0, [("w", weight)])
+    stage.stage(0, 0, [("w", weight.mul_(1))])  # a kernel's first call waits for the device
     torch.cuda.synchronize()
     torch.cuda._sleep(400_000_000)  # a step that is under way, of a fifth of a second or so
     queued = torch.cuda.Event()
