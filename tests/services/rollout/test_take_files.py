@@ -50,12 +50,8 @@ class Trainer:
     seed: int = 0
     keep: int = 2
     enrol_s: float = 5
-<<<<<<< HEAD
-    update_s: float = 5
-    at_once: int = 0
-=======
     update_s: float = 20
->>>>>>> w-files
+    at_once: int = 0
     store: str = ""
     tensors: dict[str, torch.Tensor] = field(default_factory=dict)
 
