@@ -223,9 +223,11 @@ class Rendezvous:
     """Where engines meet the trainer for one version; all times are seconds since the epoch."""
 
     host: str
+    """ipc: the id of the trainer's machine."""
     port: int
     group_name: str
     backend: str
+    """gloo or nccl, of the process group; ipc where there is none, and engines read the trainer's memory."""
     enrol_until: float
     done_until: float
 

@@ -139,8 +139,11 @@ class RewardSettings(Settings):
 class WeightSettings(Settings):
     """How versions travel from the trainer to the engines."""
 
+    transport: Literal["broadcast", "ipc"] = "broadcast"
+    """broadcast: over a process group, NCCL between GPUs and gloo between CPUs; ipc: engines on the trainer's machine
+    copy out of its memory, by CUDA IPC on a GPU, so both may share one."""
     bucket_mib: Positive = 512
-    """Size of one broadcast."""
+    """Size of one broadcast, or of one piece of memory that is lent."""
     staging: Literal["auto", "device", "host"] = "auto"
     """Where the trainer keeps two copies of the weights for engines: in the memory of its GPU, or pinned in the host's;
     auto takes the GPU's if they need less than a third of what is free before the first step."""

@@ -4,8 +4,11 @@ import asyncio
 import contextlib
 import time
 from dataclasses import dataclass, field
+from typing import Protocol
 
 from services.rollout.engine_calls import EngineCalls, EngineError, EngineRefused
+from services.rollout.take_broadcast import TakeBroadcast
+from services.rollout.take_lent import TakeLent
 from shared.enrolment import Part
 from shared.messages import WeightVersion
 
@@ -17,6 +20,30 @@ DRAIN_SHARE = 0.5
 
 class UpdateFailed(EngineError):
     """The engine took the weights, but does not hold what the trainer sent."""
+
+
+class Incoming(Protocol):
+    """How the bytes of a version come into an engine. Every call keeps to the deadline of the announcement."""
+
+    async def prepare(self, announced: WeightVersion, part: Part) -> None:
+        """What can be done while the engine generates; its weights stay as they are."""
+        ...
+
+    async def begin(self) -> None:
+        """The engine is paused; its weights stay as they are if this is refused."""
+        ...
+
+    async def load(self, announced: WeightVersion, part: Part) -> None:
+        """Put the version into the engine, and name it."""
+        ...
+
+    async def give_up(self, announced: WeightVersion) -> None:
+        """Clear up after one of the two was refused, so that nobody waits for this engine."""
+        ...
+
+    def release(self) -> None:
+        """Let go of what was held for this version; called at the end of every update."""
+        ...
 
 
 @dataclass
@@ -44,31 +71,33 @@ class EngineUpdate:
             EngineError: the engine does not hold the version. It generates again only if it holds another one whole.
         """
         self.unfinished, self.seconds = True, {}
+        incoming = self._incoming(announced)
         try:
-            unverified = await self._load(announced, part)
+            unverified = await self._load(incoming, announced, part)
         except EngineRefused:
-            await self._clean_up(announced.rendezvous.backend)
+            await self._clean_up(incoming, announced)
             self.unfinished = False
             raise
+        finally:
+            incoming.release()
         self.unfinished = False
         return unverified
 
-    async def _load(self, announced: WeightVersion, part: Part) -> int:
+    def _incoming(self, announced: WeightVersion) -> Incoming:
+        return TakeLent(self.calls) if announced.rendezvous.backend == "ipc" else TakeBroadcast(self.calls)
+
+    async def _load(self, incoming: Incoming, announced: WeightVersion, part: Part) -> int:
         until, lap = announced.rendezvous.done_until, Laps(self.seconds)
-        await self._join(announced, part, until)
+        await incoming.prepare(announced, part)
         lap("connect")
         if self.mode == "drain":
             await self.calls.wait_until_idle((until - time.time()) * DRAIN_SHARE)
             lap("drain")
         await self.calls.pause("retract" if self.mode == "drain" else self.mode, until - time.time())
         lap("pause")
-        await self.calls.begin_update()
+        await incoming.begin()
         self.mixed = True
-        last = len(announced.buckets) - 1
-        for number, bucket in enumerate(announced.buckets):
-            named = announced.version if number == last else None
-            await self.calls.receive_bucket(bucket, part.group, named, until - time.time())
-        await self.calls.end_update()
+        await incoming.load(announced, part)
         lap("load")
         await self._flush()
         lap("flush")
@@ -79,19 +108,6 @@ class EngineUpdate:
         await self.calls.resume()
         lap("resume")
         return unverified
-
-    async def _join(self, announced: WeightVersion, part: Part, until: float) -> None:
-        if part.group == self.calls.group:
-            return
-        await self.calls.leave_group()
-        meeting = announced.rendezvous
-        await self.calls.join_group(
-            part.group,
-            (meeting.host, meeting.port),
-            (part.first_rank, part.world_size),
-            meeting.backend,
-            until - time.time(),
-        )
 
     async def _flush(self) -> None:
         """Forget what the old weights cached: a later request could hit it, and its log-probabilities would be off."""
@@ -106,12 +122,9 @@ class EngineUpdate:
         await asyncio.sleep(FLUSH_POLL_S)
         await self.calls.flush_cache()
 
-    async def _clean_up(self, backend: str) -> None:
+    async def _clean_up(self, incoming: Incoming, announced: WeightVersion) -> None:
         """Make another try possible, and generate meanwhile if the engine still holds one version as a whole."""
-        if backend == "gloo":
-            await self.calls.leave_group()  # its connections close, so that nobody waits for this engine
-        with contextlib.suppress(EngineRefused):
-            await self.calls.end_update()
+        await incoming.give_up(announced)
         if not self.mixed:
             with contextlib.suppress(EngineRefused):
                 await self.calls.resume()

@@ -3,6 +3,7 @@
 import asyncio
 import secrets
 import time
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 from services.trainer.gather_engines import Engines, Gathering
@@ -38,7 +39,19 @@ class Outcome:
     failed: dict[str, str] = field(default_factory=dict[str, str])
     """Engine -> why it does not have the version."""
     seconds: dict[str, float] = field(default_factory=dict[str, float])
-    """By phase: enrol, connect, broadcast, prove."""
+    """By phase: enrol, connect, broadcast, lend, prove."""
+
+    def sort(self, waiting: Iterable[str], parts: Mapping[str, Part], engines: Engines) -> None:
+        """Into done and failed, by how the parts of those who took part have ended; nobody waits again for the rest."""
+        for name in waiting:
+            part = parts.get(name)
+            if part is not None and part.state == "done":
+                self.done[name] = part
+            elif part is not None:
+                self.failed[name] = part.reason or "the engine started anew"
+            else:
+                self.failed[name] = "the engine did not finish in time"
+                engines.expect_nothing_of(name)
 
 
 class Broadcaster:
@@ -128,15 +141,7 @@ class Broadcaster:
         sending.add_done_callback(sent)
         parts = await self._follow(sending, group, staged.version, announcement, gathering, until)
         outcome.seconds["prove"] = time.monotonic() - connected - outcome.seconds.get("broadcast", 0.0)
-        for name in gathering.waiting:
-            part = parts.get(name)
-            if part is not None and part.state == "done":
-                outcome.done[name] = part
-            elif part is not None:
-                outcome.failed[name] = part.reason or "the engine started anew"
-            else:
-                outcome.failed[name] = "the engine did not finish in time"
-                self.engines.expect_nothing_of(name)
+        outcome.sort(gathering.waiting, parts, self.engines)
 
     async def _connect(self, name: str, gathering: Gathering, backend: str) -> Communicator:
         meeting = self._meeting

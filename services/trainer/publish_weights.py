@@ -4,11 +4,13 @@ import asyncio
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from typing import Protocol
 
 import torch
 
 from services.trainer.beside_training import BesideTraining
 from services.trainer.broadcast_version import Broadcaster, Outcome, Proofs
+from services.trainer.gather_engines import Engines
 from services.trainer.rendezvous import in_thread
 from services.trainer.stage_weights import Stage, Staged
 from services.trainer.step_ledger import StepLedger
@@ -56,7 +58,24 @@ class PublishReport:
     unverified: tuple[str, ...]
     """Those of `done` of which some or all tensors could not be verified."""
     seconds: dict[str, float] = field(default_factory=dict[str, float])
-    """By phase: hash, enrol, connect, broadcast, prove, total; those of the last round."""
+    """By phase: hash, enrol, connect, broadcast, lend, prove, total; those of the last round."""
+
+
+class Transport(Protocol):
+    """How a version gets to the engines."""
+
+    engines: Engines
+
+    async def round(self, staged: Staged, proofs: Proofs) -> Outcome:
+        """Offer the version to every engine that is up, until each has ended its part or the deadline has passed.
+
+        One round at a time. A round for a version that was offered before is for those that do not hold it yet.
+        """
+        ...
+
+    def drop_group(self) -> None:
+        """Let go of what is held between rounds."""
+        ...
 
 
 class WeightPublisher:
@@ -71,13 +90,18 @@ class WeightPublisher:
         staging: str = "auto",
         deadlines: Deadlines | None = None,
         await_redis: AwaitRedis | None = None,
+        transport: Transport | None = None,
     ) -> None:
-        """`host` is the address by which engines reach this process; for `staging` see Stage."""
+        """`host` is the address by which engines reach this process, if they are to: without a `transport`.
+
+        For `staging` see Stage.
+        """
         self._redis, self._run, self._ledger = ledger.redis, ledger.run, ledger
         self._log, self._deadlines = log, deadlines or Deadlines()
         self._await_redis = await_redis or AwaitRedis(log, ledger.run)
         self._stage = Stage(bucket_mib * MIB, staging)
-        self._broadcaster = Broadcaster(ledger, host, self._deadlines.enrol_s, self._deadlines.update_s, log)
+        waits = self._deadlines
+        self._transport = transport or Broadcaster(ledger, host, waits.enrol_s, waits.update_s, log)
         self._lock, self._beside = asyncio.Lock(), BesideTraining()
         self._newest: tuple[Staged, Proofs] | None = None
 
@@ -131,14 +155,14 @@ class WeightPublisher:
 
     async def close(self) -> None:
         """Break up the group with the engines."""
-        self._broadcaster.drop_group()
+        self._transport.drop_group()
 
     async def _serve_joiners_once(self) -> bool:
         """True if an engine could not be brought up to date."""
         if self._newest is None or self._lock.locked():
             return False
         staged, proofs = self._newest
-        if not await self._broadcaster.engines.lacking(staged.version, proofs.checksum):
+        if not await self._transport.engines.lacking(staged.version, proofs.checksum):
             return False
         async with self._lock:
             staged, proofs = self._newest
@@ -161,11 +185,11 @@ class WeightPublisher:
 
     async def _send(self, staged: Staged, proofs: Proofs, rounds: int) -> Outcome:
         until, failed = time.monotonic() + self._deadlines.update_s, dict[str, str]()
-        outcome = await self._broadcaster.round(staged, proofs)
+        outcome = await self._transport.round(staged, proofs)
         while outcome.failed and rounds > 1 and time.monotonic() < until:
             rounds -= 1
             failed |= outcome.failed
-            outcome = await self._broadcaster.round(staged, proofs)
+            outcome = await self._transport.round(staged, proofs)
         failed |= outcome.failed
         outcome.failed = {name: reason for name, reason in failed.items() if name not in outcome.done}
         for name, reason in outcome.failed.items():
@@ -175,7 +199,7 @@ class WeightPublisher:
 
     async def _first_engine(self) -> None:
         until = time.monotonic() + self._deadlines.first_engine_s
-        while not await self._await_redis(self._broadcaster.engines.up):
+        while not await self._await_redis(self._transport.engines.up):
             if time.monotonic() > until:
                 self._log.warning("no_engine", run=self._run, waited_s=self._deadlines.first_engine_s)
                 return

@@ -5,6 +5,7 @@ import gc
 
 from services.trainer.compute_thread import ComputeThread
 from services.trainer.export_model import export_model
+from services.trainer.lend_version import Lender
 from services.trainer.orders import RanksOutOfStep
 from services.trainer.prepare_run import OpenPublisher, PreparedRun, prepare_run
 from services.trainer.publish_weights import Deadlines, WeightPublisher
@@ -110,4 +111,6 @@ def _open_publisher(serving: Serving, ledger: StepLedger) -> WeightPublisher:
     weights, host = serving.record.settings.weights, serving.place.deployment.trainer.host
     deadlines = Deadlines(enrol_s=weights.enrol_deadline_s, update_s=weights.update_deadline_s)
     log, redis = serving.place.log, serving.await_redis()
-    return WeightPublisher(ledger, host, log, weights.bucket_mib, weights.staging, deadlines, redis)
+    lender = Lender(ledger, deadlines.enrol_s, deadlines.update_s) if weights.transport == "ipc" else None
+    staging = "device" if lender else weights.staging
+    return WeightPublisher(ledger, host, log, weights.bucket_mib, staging, deadlines, redis, lender)
