@@ -1,4 +1,4 @@
-"""Consecutive versions of a training run -> the bytes of a delta against a full version, and seconds to write and take.
+"""Consecutive versions of a training run -> the bytes of a delta against a full one, and the CPU time of both.
 
 `python -m benchmarks.weight_delta [--learning-rates 1e-6 1e-5 1e-4] [--hidden 128 --layers 2] [--json FILE]`
 
@@ -49,7 +49,7 @@ COLUMNS = (
 
 @dataclass
 class Measured:
-    """What became of one version after the other; sizes in bytes, times in seconds."""
+    """What became of one version after the other; sizes in bytes, times in seconds of one core."""
 
     full: list[int] = field(default_factory=list[int])
     delta: list[int] = field(default_factory=list[int])
@@ -115,9 +115,10 @@ def take(copy: HostCopy, files: WeightFiles) -> None:
 
 
 def timed(work: Any) -> tuple[Any, float]:
-    started = time.perf_counter()
+    """CPU time of all threads: what is taken from the training beside it, whatever else the machine does."""
+    started = time.process_time()
     result = work()
-    return result, time.perf_counter() - started
+    return result, time.process_time() - started
 
 
 def start_model(folder: Path, words: Words, shape: TinyShape, steps: int) -> Path:

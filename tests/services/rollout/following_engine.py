@@ -17,7 +17,7 @@ from services.rollout.host_copy import HostCopy
 from services.rollout.pull_weights import EngineIdentity, WeightPuller
 from services.rollout.take_files import TakeFiles
 from shared.logs import Log
-from shared.runs import announce, withdraw
+from shared.runs import HEARTBEAT_S, announce, withdraw
 from shared.tasks import end
 from tests.services.rollout.loading_server import LoadingServer
 
@@ -45,14 +45,20 @@ class Engine:
         )
         task = asyncio.create_task(puller.follow(self._on_proven, self._on_failed))
         await announce(self.redis, self.run, f"engine-up/{self.name}")
+        alive = asyncio.create_task(self._stay_up())
         try:
             yield self
         finally:
-            await end(task)
+            await end(task, alive)
             await withdraw(self.redis, self.run, f"engine-up/{self.name}")
             await calls.close()
             if not task.cancelled():
                 task.result()
+
+    async def _stay_up(self) -> None:
+        while True:
+            await asyncio.sleep(HEARTBEAT_S)
+            await announce(self.redis, self.run, f"engine-up/{self.name}")
 
     def holds(self, wanted: dict[str, torch.Tensor]) -> bool:
         found = self.server.weights

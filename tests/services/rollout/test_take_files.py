@@ -1,6 +1,8 @@
 """Versions in files from the trainer's publisher to a sidecar: refused by name where they are wrong, then healed."""
 
 import asyncio
+import contextlib
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -48,7 +50,7 @@ class Trainer:
     seed: int = 0
     keep: int = 2
     enrol_s: float = 5
-    update_s: float = 5
+    update_s: float = 20
     at_once: int = 0
     store: str = ""
     tensors: dict[str, torch.Tensor] = field(default_factory=dict)
@@ -69,6 +71,15 @@ class Trainer:
         train(self.tensors, version)
         return await self.publisher.publish(self.publisher.stage(version, version, self.tensors.items()))
 
+    @contextlib.contextmanager
+    def in_a_hurry(self, enrol_s: float, update_s: float) -> Iterator[None]:
+        """One round, with little time."""
+        publisher, transport = self.publisher, self.transport
+        before = publisher._deadlines, transport._enrol_s, transport._update_s
+        publisher._deadlines, transport._enrol_s, transport._update_s = Deadlines(update_s=0), enrol_s, update_s
+        yield
+        publisher._deadlines, transport._enrol_s, transport._update_s = before
+
     def folders(self) -> list[str]:
         return [folder.partition("-e")[0] for folder in self.files.folders()]
 
@@ -84,11 +95,11 @@ async def refusals(redis: Redis) -> list[str]:
     return [event.detail["refusal"] for event in events if event.event == "weights_refused"]
 
 
-@pytest.mark.parametrize("store", ["", "memory://publisher"])
+@pytest.mark.parametrize(("store", "deltas"), [("", True), ("memory://publisher", True), ("", False)])
 async def test_versions_are_loaded_while_the_engine_is_paused_and_proven(
-    redis: Redis, tmp_path: Path, store: str
+    redis: Redis, tmp_path: Path, store: str, deltas: bool
 ) -> None:
-    trainer = await Trainer(redis, tmp_path, store=store).open()
+    trainer = await Trainer(redis, tmp_path, deltas, store=store).open()
     async with Engine(redis, tmp_path / "host").following() as engine:
         for version in range(4):
             report = await trainer.publish(version)
@@ -174,7 +185,7 @@ async def test_a_lost_base_is_refused_by_name_and_a_joiner_gets_the_version_in_f
     trainer.files.remove(next(folder for folder in trainer.files.folders() if folder.startswith("v000000")))
     joiners = asyncio.create_task(trainer.publisher.serve_joiners())
     async with Engine(redis, tmp_path / "other-host", "late").following() as late:
-        await until(lambda: _is_proven(late))
+        await until(lambda: _is_proven(late), 60)
     await end(joiners)
     assert late.holds(trainer.tensors)
     assert await refusals(redis) == ["missing_link"]
@@ -218,18 +229,19 @@ async def test_a_trainer_that_died_before_the_announcement_is_followed_by_one_th
 
 async def test_what_an_engine_still_reads_is_not_deleted(redis: Redis, tmp_path: Path) -> None:
     """It does not answer in time; the versions after it come and go meanwhile."""
-    trainer = await Trainer(redis, tmp_path, deltas=False, keep=1, enrol_s=1, update_s=0.5).open()
+    trainer = await Trainer(redis, tmp_path, deltas=False, keep=1).open()
     slow = Engine(redis, tmp_path / "host", "slow", in_place=True)
     async with slow.following(), Engine(redis, tmp_path / "host", in_place=True).following():
         await trainer.publish(0)
         slow.server.may_load.clear()
-        assert set((await trainer.publish(1)).failed) == {"slow"}
+        with trainer.in_a_hurry(enrol_s=3, update_s=3):
+            assert set((await trainer.publish(1)).failed) == {"slow"}
         for version in (2, 3):
             await trainer.publish(version)
         assert trainer.folders() == ["v000001-full", "v000003-full"]
         slow.server.may_load.set()
         joiners = asyncio.create_task(trainer.publisher.serve_joiners())
-        await until(lambda: _has(redis, "slow", 3))
+        await until(lambda: _has(redis, "slow", 3), 60)
         assert slow.holds(trainer.tensors)
         await end(joiners)
         assert set((await trainer.publish(4)).done) == {"slow", "engine-a"}
@@ -239,13 +251,13 @@ async def test_what_an_engine_still_reads_is_not_deleted(redis: Redis, tmp_path:
 async def test_files_that_do_not_come_in_time_leave_the_engine_generating_with_what_it_has(
     redis: Redis, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    trainer = await Trainer(redis, tmp_path, enrol_s=1, update_s=0.5).open()
+    trainer = await Trainer(redis, tmp_path).open()
     async with Engine(redis, tmp_path / "host").following() as engine:
         await trainer.publish(0)
         held = HostCopy(tmp_path / "host")._lock.for_writing(lambda: None)
-        report = await trainer.publish(1)
-        assert list(report.failed) == ["engine-a"]
-        await until(lambda: _called(engine, "/continue_generation", 2))
+        with trainer.in_a_hurry(enrol_s=1, update_s=0.2):
+            assert list((await trainer.publish(1)).failed) == ["engine-a"]
+        await until(lambda: _called(engine, "/continue_generation", 2), 60)
         held.release()
         assert (await trainer.publish(2)).done == ("engine-a",)
         assert engine.holds(trainer.tensors)
