@@ -1,5 +1,6 @@
-"""Two processes and a number of bytes -> the same bytes in both, by broadcasts and nothing else."""
+"""Two processes and a number of bytes -> the same bytes in both, by broadcasts and nothing else; or a copy in one."""
 
+import time
 from datetime import timedelta
 from typing import Any
 
@@ -30,3 +31,17 @@ class PlainBroadcast:
             self._group.broadcast(self._buffer[: min(self._chunk, nbytes - start)], 0).wait()
         if self._device.type == "cuda":
             torch.cuda.synchronize(self._device)
+
+
+def copy_plainly(nbytes: int, device: torch.device) -> float:
+    """Seconds that the second copy of so many bytes takes, from memory of the device to memory of the device."""
+    source = torch.randint(255, (nbytes,), dtype=torch.uint8, device=device)
+    target = torch.empty_like(source)
+    target.copy_(source)
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    started = time.monotonic()
+    target.copy_(source)
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.monotonic() - started

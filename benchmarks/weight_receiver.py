@@ -12,7 +12,7 @@ from typing import Any
 import httpx
 import torch
 
-from benchmarks.plain_broadcast import PlainBroadcast
+from benchmarks.plain_broadcast import PlainBroadcast, copy_plainly
 from benchmarks.received_weights import ReceivedWeights
 from services.rollout.engine_calls import EngineCalls
 from services.rollout.engine_update import EngineUpdate
@@ -41,6 +41,7 @@ class Edge(httpx.AsyncBaseTransport):
             "/init_weights_update_group": weights.join,
             "/destroy_weights_update_group": weights.leave,
             "/update_weights_from_distributed": weights.receive,
+            "/update_weights_from_tensor": weights.take,
             "/weights_checker": lambda body: {"ranks": [{"checksums": weights.checksums()}]},
             **dict.fromkeys(NO_EFFECT, _nothing),
         }
@@ -83,16 +84,18 @@ async def _receive(orders: Connection, redis_url: str, run: str, device: torch.d
 
 
 def _obey(orders: Connection, weights: ReceivedWeights, device: torch.device) -> None:
-    """Take part in plain broadcasts, and say how long the parts of receiving took, until told to end."""
+    """Copy, or take part in broadcasts, or say how long the parts of receiving took, until told to end."""
     plain: PlainBroadcast | None = None
     while (order := orders.recv()) != "end":
-        if order == "seconds":
-            orders.send(dict(weights.seconds))
-            continue
-        port, nbytes = order
-        plain = plain or PlainBroadcast(1, port, device)
-        plain.run(nbytes)
-        orders.send("received")
+        match order:
+            case "seconds":
+                orders.send(dict(weights.seconds))
+            case ("copy", nbytes):
+                orders.send(copy_plainly(nbytes, device))
+            case (port, nbytes):
+                plain = plain or PlainBroadcast(1, port, device)
+                plain.run(nbytes)
+                orders.send("received")
 
 
 def _nothing(body: dict[str, Any]) -> None:

@@ -60,6 +60,11 @@ class Receiver:
         """It takes part, and answers once it has everything."""
         self._orders.send((port, nbytes))
 
+    async def copy_plainly(self, nbytes: int) -> float:
+        """Seconds of a copy of as many bytes there."""
+        self._orders.send(("copy", nbytes))
+        return await self.answer()
+
     async def answer(self) -> Any:
         return await asyncio.to_thread(self._read, self._orders)
 
@@ -103,8 +108,8 @@ class Versions:
             "copy": copy_s,
             "hash": report.seconds["hash"],
             "enrol": report.seconds["enrol"],
-            "connect": report.seconds["connect"],
-            "send": report.seconds["broadcast"],
+            "connect": report.seconds.get("connect", report.seconds.get("lend", 0.0)),
+            "send": report.seconds.get("broadcast", part.seconds["load"]),
             "transfer": after["receive"] - before["receive"],
             "load": after["copy"] - before["copy"],
             "verify": part.seconds["prove"],
@@ -117,8 +122,10 @@ class Versions:
         assert (report.done, report.unverified) == ((NAME,), ()), report
         return report
 
-    async def broadcast_plainly(self, device: torch.device, nbytes: int) -> float:
-        """Seconds until the receiver has as many bytes; the first time they take part in making the group."""
+    async def compare(self, device: torch.device, nbytes: int, is_lent: bool) -> float:
+        """Seconds of a plain broadcast of as many bytes, or of a plain copy; the first time, a group is made too."""
+        if is_lent:
+            return await self._receiver.copy_plainly(nbytes)
         self._receiver.expect_broadcast(self._port, nbytes)
         if self._plain is None:
             self._plain = await asyncio.to_thread(PlainBroadcast, 0, self._port, device)

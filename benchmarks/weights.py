@@ -1,8 +1,9 @@
 """Random tensors -> the seconds that a weight version takes, by phase: `python -m benchmarks.weights`.
 
 The trainer's publisher sends versions to a receiver in another process, which runs the sidecar's own code, over gloo
-on one CPU, or over NCCL from the first GPU to the second. After each, the same two processes broadcast as many bytes
-and do nothing else: `ratio_to_plain_broadcast` compares the rates.
+on one CPU, or over NCCL from the first GPU to the second; or the receiver copies them out of the publisher's memory,
+on one GPU if there is one (`--transport ipc`). After each version the same two processes broadcast as many bytes and do
+nothing else, or for ipc the receiver copies as many: `ratio_to_plain_broadcast` compares the rates.
 """
 
 import argparse
@@ -17,13 +18,14 @@ import torch
 
 from benchmarks.own_redis import own_redis_url
 from benchmarks.weight_versions import START_S, Receiver, Samples, Versions, random_tensors
+from services.trainer.lend_version import Lender
 from services.trainer.publish_weights import Deadlines, WeightPublisher
 from services.trainer.step_ledger import StepLedger
 from shared.logs import Log
 from shared.redis_connection import connect_checked
 
-DEVICES = {"gloo": ("cpu", "cpu"), "nccl": ("cuda:0", "cuda:1")}
-"""Of the trainer and of the receiver, by transport."""
+TRANSPORTS = ("gloo", "nccl", "ipc")
+CPU = torch.device("cpu")
 PHASES = ("stage", "copy", "hash", "enrol", "send", "transfer", "load", "verify", "total")
 DEADLINES = Deadlines(enrol_s=30, update_s=300, first_engine_s=START_S)
 
@@ -47,33 +49,36 @@ class Row:
     connect_s: float
     """Making the group, for the first version."""
     bytes_per_second: float
-    """Of the transfer."""
+    """Of the transfer; for ipc, where that only opens the memory, of the load."""
     plain_bytes_per_second: float
     ratio_to_plain_broadcast: float
 
 
 async def measure(transport: str, gb: float, options: argparse.Namespace) -> Row:
     """Versions of one size; the first one is not counted."""
-    trainer, engine = (torch.device(name) for name in DEVICES[transport])
+    trainer, engine = devices(transport)
+    is_lent = transport == "ipc"
     run, named = f"weights-{gb:g}", random_tensors(int(gb * 1e9), trainer)
     async with own_redis_url() as url:
         redis = await connect_checked(url, START_S)
         ledger = StepLedger(redis, run)
-        publisher = WeightPublisher(ledger, "127.0.0.1", Log("trainer"), options.bucket_mib, options.staging, DEADLINES)
+        lender = Lender(ledger, DEADLINES.enrol_s, 0) if is_lent else None
+        log, sizes = Log("trainer"), (options.bucket_mib, options.staging)
+        publisher = WeightPublisher(ledger, "127.0.0.1", log, *sizes, DEADLINES, transport=lender)
         receiver = Receiver(url, run, engine)
         versions, samples = Versions(redis, run, publisher, receiver, named), Samples()
         try:
             staged, first = await versions.next()
             buckets = staged.buckets
-            await versions.broadcast_plainly(trainer, buckets.nbytes)
+            await versions.compare(trainer, buckets.nbytes, is_lent)
             for _ in range(options.versions):
                 _, seconds = await versions.next()
-                samples.add({**seconds, "plain": await versions.broadcast_plainly(trainer, buckets.nbytes)})
+                samples.add({**seconds, "plain": await versions.compare(trainer, buckets.nbytes, is_lent)})
         finally:
             await publisher.close()
             receiver.close()
             await redis.aclose()
-    medians = samples.medians()
+    medians, arrival = samples.medians(), "load" if is_lent else "transfer"
     return Row(
         transport=transport,
         gb=gb,
@@ -84,10 +89,18 @@ async def measure(transport: str, gb: float, options: argparse.Namespace) -> Row
         versions=options.versions,
         seconds={phase: medians[phase] for phase in PHASES},
         connect_s=first["connect"],
-        bytes_per_second=buckets.nbytes / medians["transfer"],
+        bytes_per_second=buckets.nbytes / medians[arrival],
         plain_bytes_per_second=buckets.nbytes / medians["plain"],
-        ratio_to_plain_broadcast=samples.ratio("plain", "transfer"),
+        ratio_to_plain_broadcast=samples.ratio("plain", arrival),
     )
+
+
+def devices(transport: str) -> tuple[torch.device, torch.device]:
+    """Of the trainer and of the receiver."""
+    if transport == "ipc":
+        device = torch.device("cuda:0" if torch.cuda.is_available() else "cpu")
+        return device, device
+    return (torch.device("cuda:0"), torch.device("cuda:1")) if transport == "nccl" else (CPU, CPU)
 
 
 def table(rows: Sequence[Row]) -> str:
@@ -108,7 +121,7 @@ def main(given: Sequence[str] | None = None) -> None:
     parser.add_argument(
         "--sizes-gb", default="0.1,1", help="sizes of a version in 10^9 bytes, with commas between them"
     )
-    parser.add_argument("--transport", choices=sorted(DEVICES), default="gloo")
+    parser.add_argument("--transport", choices=TRANSPORTS, default="gloo")
     parser.add_argument("--versions", type=int, default=7, help="measured versions of each size")
     parser.add_argument("--bucket-mib", type=int, default=512)
     parser.add_argument("--staging", choices=("auto", "device", "host"), default="auto")

@@ -228,10 +228,11 @@ class Rendezvous:
     """Where engines meet the trainer for one version; all times are seconds since the epoch."""
 
     host: str
+    """ipc: the id of the trainer's machine."""
     port: int
     group_name: str
     backend: str
-    """Of the process group: gloo or nccl; files where there is none, and no host and port either."""
+    """Of the process group: gloo or nccl; files or ipc where there is none, and no port either."""
     enrol_until: float
     done_until: float
 

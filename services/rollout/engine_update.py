@@ -9,6 +9,7 @@ from typing import Protocol
 from services.rollout.engine_calls import EngineCalls, EngineError, EngineRefused
 from services.rollout.refused_files import FilesRefused
 from services.rollout.take_broadcast import TakeBroadcast
+from services.rollout.take_lent import TakeLent
 from services.rollout.update_progress import NotCleared, UpdateProgress
 from shared.enrolment import Part
 from shared.messages import WeightVersion
@@ -92,7 +93,7 @@ class EngineUpdate:
 
     def _incoming(self, announced: WeightVersion) -> Incoming:
         if announced.files is None:
-            return TakeBroadcast(self.calls)
+            return TakeLent(self.calls) if announced.rendezvous.backend == "ipc" else TakeBroadcast(self.calls)
         assert self.files is not None, "the run's settings say that versions come as files, to both sides"
         return self.files
 
@@ -103,7 +104,7 @@ class EngineUpdate:
         lap("prepare" if announced.files else "connect")
         await self._pause(until, lap, progress)
         await incoming.begin()
-        if announced.files is None:
+        if isinstance(incoming, TakeBroadcast):  # in which each engine waits for all others
             progress.enter("ready")
             await progress.cleared(until)
             lap("ready")

@@ -1,4 +1,4 @@
-"""The address of an engine that somebody else keeps, and where a run's versions go -> whether it can read them."""
+"""The address of an engine that somebody else keeps, and where a run's versions lie -> whether it can read them."""
 
 import asyncio
 import socket
@@ -10,9 +10,14 @@ from shared.weight_store import WeightStore
 
 
 async def check_reach(url: str, weights: WeightSettings) -> None:
-    """EngineUnfit where an engine of another host would be given a path that nobody chose for both hosts."""
+    """EngineUnfit where an engine of another host would be given memory, or a path that nobody chose for both hosts."""
     if weights.transport == "broadcast" or _is_chosen(weights) or await asyncio.to_thread(is_on_this_host, url):
         return
+    if weights.transport == "ipc":
+        raise EngineUnfit(
+            f"the engine at {url} is on another host than its sidecar, and cannot read memory of this one; set"
+            ' weights.transport = "broadcast"'
+        )
     also = ", or weights.folder to one, which disk reads in place" if weights.transport == "disk" else ""
     raise EngineUnfit(
         f"the engine at {url} is on another host than its sidecar, and cannot read a copy that is made here; set"

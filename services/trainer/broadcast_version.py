@@ -3,6 +3,7 @@
 import asyncio
 import secrets
 import time
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 from services.trainer.gather_engines import Engines, Gathering
@@ -38,7 +39,19 @@ class Outcome:
     setbacks: list[tuple[str, str]] = field(default_factory=list[tuple[str, str]])
     """(engine, why) of every round in which one failed, also if it has the version by now."""
     seconds: dict[str, float] = field(default_factory=dict[str, float])
-    """By phase: write, enrol, connect, ready, broadcast, prove; sums over the waves."""
+    """By phase: write, enrol, connect, ready, broadcast, lend, prove; sums over the waves."""
+
+    def sort(self, waiting: Iterable[str], parts: Mapping[str, Part], engines: Engines) -> None:
+        """Into done and failed, by how the parts of those who took part have ended; nobody waits again for the rest."""
+        for name in waiting:
+            part = parts.get(name)
+            if part is not None and part.state == "done":
+                self.done[name] = part
+            elif part is not None:
+                self.failed[name] = part.reason or "the engine started anew"
+            else:
+                self.failed[name] = "the engine did not finish in time"
+                engines.expect_nothing_of(name)
 
 
 class Broadcaster:

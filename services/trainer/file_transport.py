@@ -142,16 +142,8 @@ class FileTransport:
         while len(parts) < len(names) and offer.left_s > 0:
             await asyncio.sleep(POLL_S)
             parts = await self.engines.ended(offer.staged.version, offer.announcement, names)
-        for name in names:
-            part = parts.get(name)
-            if part is None:
-                outcome.failed[name] = "the engine did not finish in time"
-                self.engines.expect_nothing_of(name)
-            elif part.state == "done":
-                outcome.done[name] = part
-            else:
-                outcome.failed[name] = part.reason or "the engine started anew"
-                self._refused = self._refused or part.files_refused
+        outcome.sort(names, parts, self.engines)
+        self._refused = self._refused or any(part.files_refused for part in parts.values())
 
     async def _prune(self) -> None:
         """Delete what nobody needs any more. What cannot be deleted now is tried again with the next version."""

@@ -62,7 +62,7 @@ class PublishReport:
     unverified: tuple[str, ...]
     """Those of `done` of which some or all tensors could not be verified."""
     seconds: dict[str, float] = field(default_factory=dict[str, float])
-    """By phase: hash, write, enrol, connect, broadcast, prove, total; those of the last round."""
+    """By phase: hash, write, enrol, connect, broadcast, lend, prove, total; those of the last round."""
 
 
 class Transport(Protocol):

@@ -18,6 +18,7 @@ import torch
 from redis.asyncio import Redis
 
 from services.rollout.launch_engine import check_port
+from services.trainer.lend_version import Lender
 from services.trainer.publish_weights import Deadlines, PublishReport, WeightPublisher
 from services.trainer.serve_run import _open_publisher
 from services.trainer.step_ledger import StepLedger
@@ -39,6 +40,9 @@ TOKENS = 900
 """Long enough to be under way while an update arrives: about one second."""
 
 
+DEADLINES = Deadlines(enrol_s=10, update_s=30, first_engine_s=START_S)
+
+
 class Policy:
     """The trainer's side: a model, its versions, and their publisher."""
 
@@ -47,9 +51,8 @@ class Policy:
 
         self.model = AutoModelForCausalLM.from_pretrained(real.model, dtype=torch.float32).eval()
         self.version, self.kept = version, dict[int, dict[str, torch.Tensor]]()
-        deadlines = Deadlines(enrol_s=10, update_s=30, first_engine_s=START_S)
         ledger = StepLedger(redis, real.run)
-        self.publisher = publisher or WeightPublisher(ledger, "127.0.0.1", Log("trainer"), deadlines=deadlines)
+        self.publisher = publisher or WeightPublisher(ledger, "127.0.0.1", Log("trainer"), deadlines=DEADLINES)
         self._joiners = asyncio.create_task(self.publisher.serve_joiners())
 
     async def publish(self) -> PublishReport:
@@ -124,18 +127,22 @@ async def test_versions_reach_the_engine_with_requests_in_flight_and_every_span_
         await until(lambda: _is_listed(real, 0), 60)
         await until(lambda: _is_ready(client, real), 60)
         for version in range(1, 5):
-            prompt = [version, 10, 20]
-            started = [asyncio.Event() for _ in range(4)]
-            requests = [asyncio.create_task(real.generate_streaming(prompt, TOKENS, event)) for event in started]
-            async with asyncio.timeout(20):
-                await asyncio.gather(*(event.wait() for event in started))
-            report = await policy.publish()
-            assert (len(report.done), report.failed, report.unverified) == (1, {}, ())
-            assert report.seconds["total"] < 5
-            for answer in await asyncio.gather(*requests):
-                check_spans(policy, prompt, answer, version)
-            after = await real.generate([1, 2, 3], 4)
-            assert after["meta_info"]["weight_version"] == str(version)
+            await publish_under_load(policy, real, version)
+
+
+async def publish_under_load(policy: Policy, real: RealEngine, version: int) -> None:
+    """A version while requests are under way: they run through, and every token has its own version's probability."""
+    prompt, started = [version, 10, 20], [asyncio.Event() for _ in range(4)]
+    requests = [asyncio.create_task(real.generate_streaming(prompt, TOKENS, event)) for event in started]
+    async with asyncio.timeout(20):
+        await asyncio.gather(*(event.wait() for event in started))
+    report = await policy.publish()
+    assert (len(report.done), report.failed, report.unverified) == (1, {}, ())
+    assert report.seconds["total"] < 5
+    for answer in await asyncio.gather(*requests):
+        check_spans(policy, prompt, answer, version)
+    after = await real.generate([1, 2, 3], 4)
+    assert after["meta_info"]["weight_version"] == str(version)
 
 
 def check_spans(policy: Policy, prompt: list[int], answer: dict[str, Any], version: int) -> None:
@@ -275,6 +282,19 @@ async def test_versions_in_files_reach_the_engine_with_requests_in_flight_and_ev
             assert (await real.generate([1, 2, 3], 4))["meta_info"]["weight_version"] == str(version)
     kinds = [folder.name.split("-")[1] for folder in sorted((real.home / "runs" / real.run / "weights").iterdir())]
     assert kinds == (["full", "full"] if transport == "disk" else ["full", "delta", "delta"])
+
+
+async def test_versions_out_of_memory_that_the_trainer_lends_are_as_good_as_those_that_it_sends(
+    real: RealEngine, client: Redis
+) -> None:
+    async with policy_from(client, real, 0) as sent:
+        await sent.publish()
+    ledger = StepLedger(client, real.run)
+    lent = WeightPublisher(ledger, "127.0.0.1", Log("trainer"), 1, deadlines=DEADLINES, transport=Lender(ledger, 10, 0))
+    async with policy_from(client, real, 0, lent) as policy:
+        await policy.publish()
+        for version in (1, 2):
+            await publish_under_load(policy, real, version)
 
 
 async def test_stopping_the_sidecar_leaves_no_process_and_no_port(real: RealEngine) -> None:

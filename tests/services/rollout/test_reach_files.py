@@ -35,6 +35,13 @@ async def test_an_engine_of_another_host_is_refused_where_only_this_one_has_the_
     await check_reach("http://127.0.0.1:30000", weights)
 
 
+async def test_memory_of_this_host_is_for_engines_of_this_host() -> None:
+    weights = WeightSettings(transport="ipc")
+    with pytest.raises(EngineUnfit, match=r"on another host .* set weights\.transport"):
+        await check_reach(AWAY, weights)
+    await check_reach("http://127.0.0.1:30000", weights)
+
+
 @pytest.mark.parametrize(
     "weights",
     [

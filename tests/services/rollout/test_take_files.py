@@ -75,10 +75,10 @@ class Trainer:
     def in_a_hurry(self, enrol_s: float, update_s: float) -> Iterator[None]:
         """One round, with little time."""
         publisher, transport = self.publisher, self.transport
-        before = publisher._deadlines, transport._enrol_s, transport._update_s
-        publisher._deadlines, transport._enrol_s, transport._update_s = Deadlines(update_s=0), enrol_s, update_s
+        before = publisher._deadlines, transport._enrol_s
+        publisher._deadlines, transport._enrol_s = Deadlines(enrol_s, update_s), enrol_s
         yield
-        publisher._deadlines, transport._enrol_s, transport._update_s = before
+        publisher._deadlines, transport._enrol_s = before
 
     def folders(self) -> list[str]:
         return [folder.partition("-e")[0] for folder in self.files.folders()]
