@@ -102,7 +102,10 @@ class ModelTokenizer:
 def load_tokenizer(folder: Path, trust_remote_code: bool, always_chat: bool) -> ModelTokenizer:
     """Read the tokenizer from a model's folder, which takes seconds; RunRejected says what is missing there."""
     if not folder.is_dir():
-        raise RunRejected(f"model.path {folder} is not a folder here; give the folder of a Hugging Face checkpoint")
+        raise RunRejected(
+            f"model.path {folder} is not a folder here; give the folder of a Hugging Face checkpoint; one of the Hub is"
+            " downloaded first: `hf download OWNER/NAME --local-dir FOLDER`"
+        )
     try:
         tokenizer: Any = AutoTokenizer.from_pretrained(str(folder), trust_remote_code=trust_remote_code)
     except (OSError, ValueError, KeyError) as error:

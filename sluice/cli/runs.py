@@ -108,8 +108,7 @@ def show_(name: str, config: Config = None, as_json: AsJson = False) -> None:
     facts = [(k, v) for k, v in _facts(run).items() if v not in (None, "")]
     parts = [
         table(("run", run.run), facts),
-        "",
-        evaluation_table(run),
+        *(["", evaluation_table(run)] if run.evaluations else []),
         "",
         table(("counter", "value"), sorted(run.counters.items())),
         "",

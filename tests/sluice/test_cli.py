@@ -197,7 +197,9 @@ def test_watching_follows_a_run_to_its_end_and_says_where_its_model_is(
     export.mkdir(parents=True)
     assert f"sluice chat {export}" in connected("run", "watch", "cli-watched").err
     assert "stopped" in connected("run", "list").out
-    assert "stopped" in connected("run", "show", "cli-watched").out
+    shown = connected("run", "show", "cli-watched").out
+    assert "stopped" in shown
+    assert "mean reward" not in shown  # it evaluates nothing
     assert "no samples yet" in connected("run", "samples", "cli-watched").out
 
 
