@@ -138,6 +138,14 @@ def in_the_trainer(model, rollouts):
     return [part[len(one.prompt_ids) :].numpy() for part, one in zip(parts, rollouts, strict=True)]
 
 
+@pytest.mark.parametrize("token_id", [999_999, -1])
+async def test_a_token_id_that_the_model_does_not_have_is_refused_and_the_engine_lives(control, groups, token_id):
+    answer = await control.post("/generate", json={"input_ids": [1, token_id], "sampling_params": {}})
+    assert answer.status_code == 400
+    assert "write ids from 0 to 319" in answer.text
+    assert len(await groups.generate(prompt(2))) == 4
+
+
 async def under_way(control):
     """Wait until the requests that were sent before have sampled tokens: one that is sent now has got its 30."""
     await asyncio.sleep(0)
