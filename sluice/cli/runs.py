@@ -1,5 +1,6 @@
 """`sluice run ...`: runs started from a TOML file, watched, stopped, listed and looked into."""
 
+import os
 from pathlib import Path
 from typing import Annotated
 
@@ -50,8 +51,8 @@ def start(
 
 def _absolute(path: str) -> str:
     """A local folder as its whole path, for the services may run elsewhere; anything else as it is."""
-    local = Path(path).expanduser()
-    return str(local.absolute()) if local.exists() else path
+    local = os.path.expanduser(path)
+    return os.path.abspath(local) if os.path.exists(local) else path
 
 
 @app.command("watch")

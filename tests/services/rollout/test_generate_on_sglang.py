@@ -64,7 +64,7 @@ async def test_a_greedy_single_attempt_is_the_likeliest_one(control, groups):
 
 @pytest.mark.parametrize("mode", ["abort", "retract"])
 async def test_a_weight_update_in_between_loses_no_token_and_marks_both_versions(control, groups, model, mode):
-    generating = asyncio.create_task(groups.generate(prompt(600)))
+    generating = asyncio.create_task(groups.generate(prompt(600, 12)))  # some end early, by chance; not all of twelve
     await under_way(control)
     (await control.post("/pause_generation", json={"mode": mode})).raise_for_status()
     await set_version(control, 4)
@@ -136,6 +136,14 @@ def in_the_trainer(model, rollouts):
     column = estimators.estimate(pack(batch, 256), len(batch.token_ids)).teacher
     parts = column.split(batch.lengths.tolist())
     return [part[len(one.prompt_ids) :].numpy() for part, one in zip(parts, rollouts, strict=True)]
+
+
+@pytest.mark.parametrize("token_id", [999_999, -1])
+async def test_a_token_id_that_the_model_does_not_have_is_refused_and_the_engine_lives(control, groups, token_id):
+    answer = await control.post("/generate", json={"input_ids": [1, token_id], "sampling_params": {}})
+    assert answer.status_code == 400
+    assert "write ids from 0 to 319" in answer.text
+    assert len(await groups.generate(prompt(2))) == 4
 
 
 async def under_way(control):
