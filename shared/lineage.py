@@ -60,7 +60,7 @@ async def read_lineage(redis: Redis, keys: Keys) -> Lineage:
 
 def available(
     lineage: Lineage, first: int, newest: int, states: Collection[int], has_groups: Callable[[int], bool]
-) -> list[int]:
+) -> set[int]:
     """The versions from `first` to `newest` whose state can be had: it is kept, or can be trained again.
 
     Args:
@@ -72,7 +72,7 @@ def available(
         trainable = version in lineage.rollbacks or has_groups(version)
         if version in states or (trainable and lineage.parent(version) in found):
             found.add(version)
-    return sorted(found)
+    return found
 
 
 def spans(versions: Collection[int]) -> list[tuple[int, int]]:

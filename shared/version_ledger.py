@@ -49,7 +49,7 @@ class VersionRecord:
 
     checksum: str
     backend: str
-    """How it travelled: gloo, nccl or files."""
+    """How it travelled, such as gloo, nccl or files."""
     announced: float
     """When these weights were first announced under this number, in seconds since the epoch."""
     announcements: int = 1

@@ -73,7 +73,7 @@ class VersionDetails(VersionSummary):
     parent_run: str | None
     """Where the run is a branch and begins with this version: the run that it comes from."""
     backend: str | None
-    """How it travelled: gloo, nccl or files."""
+    """How it travelled, such as gloo, nccl or files."""
     nbytes: int
     announcements: int
     """How often it was announced: again for engines that came late, and by a trainer that took over."""

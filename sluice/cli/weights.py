@@ -66,10 +66,8 @@ def rollback(
 
 
 def _list(found: VersionList) -> list[RenderableType]:
-    name, metric = (
-        ("reward", "reward_mean") if any("reward_mean" in v.metrics for v in found.versions) else ("loss",) * 2
-    )
-    columns = ("version", "parent", "tokens", name, "made", "engines", "checksum", "")
+    metric = "reward_mean" if any("reward_mean" in one.metrics for one in found.versions) else "loss"
+    columns = ("version", "parent", "tokens", metric.removesuffix("_mean"), "made", "engines", "checksum", "")
     rows = [
         (
             one.version,
@@ -93,7 +91,7 @@ def _list(found: VersionList) -> list[RenderableType]:
 
 
 def _details(found: VersionDetails) -> list[RenderableType]:
-    facts = [(name, value) for name, value in _facts(found).items() if value not in (None, "", 0)]
+    facts = [(name, value) for name, value in _facts(found).items() if value not in (None, "")]
     views: list[RenderableType] = [table(("version", str(found.version)), facts)]
     if found.engines:
         views += ["", engine_table(found.engines)]
@@ -113,13 +111,13 @@ def _facts(found: VersionDetails) -> dict[str, Any]:
         "parent": found.parent if found.parent_run is None else f"version {found.version} of run {found.parent_run}",
         "trained": f"{found.groups} groups, {found.attempts} attempts, {found.tokens} tokens" if found.groups else "",
         "groups": ", ".join(map(str, found.group_ids[:GROUP_IDS])) + (f" and {more} more" if more > 0 else ""),
-        "committed": clock(found.committed),
-        "announced": clock(found.announced),
-        "announcements": found.announcements,
-        "bytes": size(found.nbytes) if found.nbytes else "",
+        "committed": clock(found.committed) if found.committed else None,
+        "announced": clock(found.announced) if found.announced else None,
+        "announcements": found.announcements or None,
+        "bytes": size(found.nbytes) if found.nbytes else None,
         "sent by": found.backend,
         "engines": _engines(found),
-        "engines not listed": found.more_takes,
+        "engines not listed": found.more_takes or None,
     }
 
 

@@ -33,7 +33,8 @@ class Standing:
     current: int | None
     """The last one that was published."""
     lineage: Lineage
-    available: list[int] | None
+    available: set[int] | None
+    """Those that can be had; None if this machine cannot know."""
 
 
 async def list_versions(

@@ -11,12 +11,12 @@ from shared.runs import RunRecord
 
 async def what_is_kept(
     record: RunRecord, runs_folder: Path, lineage: Lineage, counters: dict[str, int]
-) -> list[int] | None:
-    """In order; None if the run's folder is not on this machine, so that only its trainer knows."""
+) -> set[int] | None:
+    """None if the run's folder is not on this machine, so that only its trainer knows."""
     return await asyncio.to_thread(_kept, record, runs_folder, lineage, counters)
 
 
-def _kept(record: RunRecord, runs_folder: Path, lineage: Lineage, counters: dict[str, int]) -> list[int] | None:
+def _kept(record: RunRecord, runs_folder: Path, lineage: Lineage, counters: dict[str, int]) -> set[int] | None:
     folder, branch = runs_folder / record.run, record.settings.branch
     if not folder.is_dir():
         return None
