@@ -6,8 +6,8 @@ from typing import Any, cast
 from redis.asyncio import Redis
 
 from shared.errors import WireError
-from shared.messages import Codec, Event, StepIntent, StepRecord
-from shared.topology import EVENTS, STEPS, Keys, StreamSpec
+from shared.messages import Codec, DeadLetter, Event, StepIntent, StepRecord
+from shared.topology import DEAD, EVENTS, STEPS, Keys, StreamSpec
 
 PAGE = 500
 ENTRIES_PER_CALL = 200
@@ -52,6 +52,16 @@ async def find_events(redis: Redis, keys: Keys, group_id: int) -> list[Event]:
         if event.detail.get("group") == group_id:
             found.append(event)
     return found[::-1]
+
+
+async def find_letter(redis: Redis, keys: Keys, group_id: int) -> DeadLetter | None:
+    """The newest dead letter of a group."""
+    codec = cast(Codec[DeadLetter], Codec(DeadLetter))
+    async for fields in _newest_first(redis, keys, DEAD):
+        letter = codec.decode(fields[b"m"])
+        if letter.group_id == group_id:
+            return letter
+    return None
 
 
 async def find_step(redis: Redis, keys: Keys, group_id: int) -> int | None:

@@ -7,7 +7,7 @@ from typing import Any, cast
 
 from redis.asyncio import Redis
 
-from services.gateway.ledger.find_entries import find_entries, find_events, find_step, is_committed
+from services.gateway.ledger.find_entries import find_entries, find_events, find_letter, find_step, is_committed
 from services.gateway.ledger.place_groups import AGAIN_S
 from services.gateway.refusals import Refusal
 from shared.archive import archived_by, read_step
@@ -15,7 +15,7 @@ from shared.errors import RunRejected, WireError
 from shared.ledger_answers import GroupState, Lineage, LineageAttempt, LineageEvent
 from shared.messages import Attempt, Codec, Prompt
 from shared.runs import RunRecord
-from shared.topology import GROUPS, PROMPTS, ROLLOUTS, Keys
+from shared.topology import GROUPS, PROMPTS, ROLLOUTS, Keys, StreamSpec
 from shared.version_ledger import read_records
 
 LOOKS = 8
@@ -50,18 +50,18 @@ async def trace_group(redis: Redis, record: RunRecord, runs_folder: Path, group_
     groups = int(cast(bytes | None, await redis.hget(keys.counters, "next_group_id")) or 0)
     if group_id >= groups:
         raise Refusal(404, f"run {record.run} has released {groups} groups, counted from 0; there is no {group_id}")
-    state, marks, prompt = await _locate(redis, keys, group_id)
+    state, marks, unscored = await _locate(redis, keys, group_id)
     step = await find_step(redis, keys, group_id) if marks.trained else None
     committed = step is not None and await is_committed(redis, keys, step)
     events = await find_events(redis, keys, group_id)
-    contents = await _contents(record, runs_folder / record.run, group_id, marks, prompt, step)
+    contents = await _contents(record, runs_folder / record.run, group_id, marks, unscored, step)
     reason = _reason(events) if marks.dropped else ""
     if reason == "dead":
         state = "dead"  # as the ledger counts it, also when nothing of it is kept for a re-drive
     sampled_by = sorted({version for attempt in contents.attempts for version, _ in attempt.weight_versions})
     made = [step] if committed and step is not None else []
     published = await read_records(redis, keys, [*sampled_by, *made])
-    first: Attempt | Prompt | None = contents.attempts[0] if contents.attempts else prompt
+    first = contents.attempts[0] if contents.attempts else unscored
     return Lineage(
         run=record.run,
         group_id=group_id,
@@ -74,7 +74,7 @@ async def trace_group(redis: Redis, record: RunRecord, runs_folder: Path, group_
         label=first.label if first else None,
         group_size=first.group_size if first else None,
         attempts=[_attempt(attempt) for attempt in contents.attempts],
-        source=cast(Any, contents.source if contents.attempts or not prompt else "redis"),
+        source=cast(Any, contents.source if contents.attempts or not unscored else "redis"),
         note=contents.note,
         events=[LineageEvent(time=e.time, service=e.service, event=e.event, detail=e.detail) for e in events],
         step=step,
@@ -85,19 +85,21 @@ async def trace_group(redis: Redis, record: RunRecord, runs_folder: Path, group_
     )
 
 
-async def _locate(redis: Redis, keys: Keys, group_id: int) -> tuple[GroupState, _Marks, Prompt | None]:
-    """State, marks, and the prompt if it still waits; prompts and rollouts are read before the marks."""
-    state, marks, prompt = cast(GroupState, "lost"), _Marks(False, False, False, False, False, {}), None
+async def _locate(redis: Redis, keys: Keys, group_id: int) -> tuple[GroupState, _Marks, Prompt | Attempt | None]:
+    """State, marks, and what waits or was given up before its score; streams are read before the marks."""
+    state, marks, unscored = cast(GroupState, "lost"), _Marks(False, False, False, False, False, {}), None
     for _ in range(LOOKS):
         prompts = await find_entries(redis, keys, PROMPTS, group_id)
-        waiting = bool(await find_entries(redis, keys, ROLLOUTS, group_id))
+        rollouts = await find_entries(redis, keys, ROLLOUTS, group_id)
         marks = await _read_marks(redis, keys, group_id)
-        prompt = _decoded(prompts)
-        state = await _state(redis, keys, group_id, marks, bool(prompts), waiting)
+        unscored = _decoded(prompts, PROMPTS) or _decoded(rollouts, ROLLOUTS)
+        state = await _state(redis, keys, group_id, marks, bool(prompts), bool(rollouts))
         if state != "lost":
             break
         await asyncio.sleep(AGAIN_S)
-    return state, marks, prompt
+    if state == "dead" and (letter := await find_letter(redis, keys, group_id)):
+        unscored = _decoded([letter.entry], PROMPTS if letter.stream == PROMPTS.name else ROLLOUTS)
+    return state, marks, unscored
 
 
 async def _state(
@@ -131,7 +133,12 @@ async def _read_marks(redis: Redis, keys: Keys, group_id: int) -> _Marks:
 
 
 async def _contents(
-    record: RunRecord, folder: Path, group_id: int, marks: _Marks, prompt: Prompt | None, step: int | None
+    record: RunRecord,
+    folder: Path,
+    group_id: int,
+    marks: _Marks,
+    unscored: Prompt | Attempt | None,
+    step: int | None,
 ) -> _Contents:
     if marks.attempts:
         return _decode([marks.attempts[name] for name in sorted(marks.attempts, key=int)], "redis")
@@ -145,9 +152,16 @@ async def _contents(
     if step is not None:
         kept = "set trainer.archive = true in a run whose groups are to be looked at later"
         return _Contents([], "none", f"{LEFT}: a checkpoint covers step {step}; {kept}")
+    return _Contents([], "none", _why_none(marks, unscored))
+
+
+def _why_none(marks: _Marks, unscored: Prompt | Attempt | None) -> str:
+    """Why there are no attempts of a group that no step trains."""
+    if marks.dead:
+        return "none of its attempts was scored; `sluice dead show` has what was given up"
     if marks.dropped or marks.evaluated:
-        return _Contents([], "none", f"{LEFT}: those of groups that are not trained are kept for some minutes only")
-    return _Contents([], "none", "" if prompt else "none of its attempts is scored yet")
+        return f"{LEFT}: those of groups that are not trained are kept for some minutes only"
+    return "" if isinstance(unscored, Prompt) else "none of its attempts is scored yet"
 
 
 def _decode(payloads: list[bytes], source: str) -> _Contents:
@@ -160,9 +174,9 @@ def _decode(payloads: list[bytes], source: str) -> _Contents:
     return _Contents(attempts, source, note)
 
 
-def _decoded(entries: list[bytes]) -> Prompt | None:
+def _decoded(entries: list[bytes], spec: StreamSpec) -> Prompt | Attempt | None:
     try:
-        return cast(Codec[Prompt], Codec(Prompt)).decode(entries[0]) if entries else None
+        return cast(Codec[Prompt | Attempt], Codec(spec.message)).decode(entries[0]) if entries else None
     except WireError:
         return None
 

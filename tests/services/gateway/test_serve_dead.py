@@ -71,6 +71,21 @@ async def test_a_plugin_that_always_raises_makes_letters_that_are_sent_again_and
     assert (await client.get(DEAD)).json() == {"letters": [], "total": 0}
 
 
+async def test_the_lineage_of_a_group_without_any_score_comes_from_where_it_waits_then_from_its_letters(
+    client: httpx.AsyncClient, run: PlayedRun
+) -> None:
+    await run.release(1)
+    await run.generate(1)
+    waiting = (await client.get("/v1/runs/r1/lineage/0")).json()
+    assert (waiting["state"], waiting["prompt"], waiting["source"]) == ("rollouts", "0+1=", "redis")
+    await give_up_all(run)
+    dead = (await client.get("/v1/runs/r1/lineage/0")).json()
+    assert (dead["state"], dead["prompt"], dead["row"], dead["source"]) == ("dead", "0+1=", 0, "redis")
+    assert dead["note"] == "none of its attempts was scored; `sluice dead show` has what was given up"
+    assert (await client.request("DELETE", DEAD, json={"all": True})).status_code == 200
+    assert "left Redis" in (await client.get("/v1/runs/r1/lineage/0")).json()["note"]
+
+
 async def test_what_does_not_decode_is_shown_in_hex_and_dies_again_when_it_is_sent_again(
     client: httpx.AsyncClient, run: PlayedRun
 ) -> None:
