@@ -1,7 +1,8 @@
 """What each engine and the trainer tell each other about one weight version: enrolled -> go -> done or failed."""
 
+import time
 from collections.abc import Collection
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal, cast
 
 from pydantic import TypeAdapter
@@ -55,7 +56,7 @@ class Part:
     seconds: dict[str, float] = field(default_factory=dict[str, float])
     """done, failed: seconds by phase."""
     since: float = 0
-    """When the state was entered, in seconds since the epoch; 0 for `go`."""
+    """When the state was entered, in seconds since the epoch; 0 is filled in when the part is written."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +76,8 @@ _WORD: TypeAdapter[Word] = TypeAdapter(Word)
 async def write_parts(redis: Redis, keys: Keys, version: int, parts: dict[str, Part]) -> None:
     """Write the parts of several engines, all at once."""
     key = keys.enrolled(version)
-    mapping: dict[Any, Any] = {engine: _PART.dump_json(part) for engine, part in parts.items()}
+    dated = {engine: replace(part, since=part.since or time.time()) for engine, part in parts.items()}
+    mapping: dict[Any, Any] = {engine: _PART.dump_json(part) for engine, part in dated.items()}
     async with redis.pipeline(transaction=True) as pipe:
         pipe.hset(key, mapping=mapping)
         pipe.expire(key, KEPT_S)

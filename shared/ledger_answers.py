@@ -119,7 +119,9 @@ class Lineage(Answer):
     weight_version: int | None
     """The version that this step makes."""
     checksum: str | None
-    """Of that version, while its announcement is kept."""
+    """Of that version; null if it was not offered to engines."""
+    sampled_by: dict[int, str]
+    """Versions that sampled a token of the group -> their checksums."""
 
 
 class DeadLetterAnswer(Answer):

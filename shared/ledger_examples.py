@@ -64,6 +64,7 @@ LINEAGE: dict[str, Any] = {
     "step_committed": True,
     "weight_version": 13,
     "checksum": "9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08",
+    "sampled_by": {"12": "60303ae22b998861bce3b28f33eec1be758a213c86c93c076dbe9f558c11c752"},
 }
 DEAD_LETTER: dict[str, Any] = {
     "id": "1760000123456-0",

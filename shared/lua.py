@@ -356,15 +356,3 @@ redis.call('HSET', KEYS[2], ARGV[2], ARGV[3])
 return 1
 """
 )
-
-ANNOUNCE = (
-    EPOCH
-    + """
--- KEYS trainer epoch, weights; ARGV epoch, entry, most entries that are kept
-local epoch = check_epoch(KEYS[1], ARGV[1])
-if epoch ~= 0 then return epoch end
-redis.call('XADD', KEYS[2], 'MAXLEN', '~', ARGV[3], '*', 'm', ARGV[2])
-return 1
-"""
-)
-"""Engines take the newest entry, whoever wrote it."""

@@ -194,6 +194,11 @@ class StepIntent:
     """Tokens of each attempt, by group in the order of `group_ids`: what ranks share the step by."""
     type: Literal["intent"] = "intent"
 
+    @property
+    def is_rollback(self) -> bool:
+        """It trains nothing: the state after it is that of `weight_version`, which may be any older one."""
+        return not self.group_ids
+
 
 @dataclass(frozen=True, slots=True)
 class StepCommit:

@@ -36,26 +36,6 @@ class Health(Answer):
     status: str
 
 
-class RouterStatus(Answer):
-    reachable: bool
-    workers: int
-    """Engines that are registered."""
-
-
-class RedisStatus(Answer):
-    version: str
-    used_memory: int
-    """Bytes."""
-
-
-class Status(Answer):
-    active_run: str | None
-    services: list[str]
-    """`role/name` of every service that is ready for the active run."""
-    router: RouterStatus
-    redis: RedisStatus
-
-
 class Dataset(Answer):
     """A stored dataset."""
 

@@ -3,13 +3,13 @@
 import secrets
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal, cast
 
 from redis.asyncio import Redis
 from redis.commands.core import AsyncScript
 
-from shared import lua
+from shared import lua, weights_lua
 from shared.errors import FencedOut, LedgerBehind
 from shared.joining import Joined, ScoredAttempt, by_size, pack
 from shared.messages import (
@@ -25,9 +25,11 @@ from shared.messages import (
     TokenChunk,
     WeightVersion,
 )
+from shared.rollback import Rollback, encode_rollback
 from shared.rollout_parts import arrays_of
 from shared.streams import Message, entry_of
 from shared.topology import DEAD, EVALS, EVENTS, GROUPS, PROMPTS, ROLLOUTS, STEPS, STREAMS, WEIGHTS, Keys
+from shared.version_ledger import VersionRecord, encode_record
 
 
 @dataclass(frozen=True, slots=True)
@@ -178,11 +180,42 @@ class Ledger:
         answer = await self._call(lua.COMMIT, names, args)
         return self._check_ledger(answer, f"what step {commit.step} trains") == 1
 
-    async def announce(self, epoch: int, version: WeightVersion) -> None:
-        """Offer a weight version to the engines; FencedOut or LedgerBehind as for a step."""
-        names, entry = [self.keys.trainer_epoch, self.keys.stream(WEIGHTS)], Codec[Any](WeightVersion).encode(version)
-        answer = await self._call(lua.ANNOUNCE, names, [epoch, entry, WEIGHTS.keep_newest])
-        self._check_ledger(answer)
+    async def roll_back(self, epoch: int, intent: StepIntent, slots: int, asked: Rollback) -> None:
+        """Record a step that trains nothing and starts from an older version; to repeat it does nothing.
+
+        `slots` are the groups of a step: they count as released, so that admission has no room for more than before.
+
+        Raises:
+            FencedOut: another trainer took over.
+            LedgerBehind: the step before is not recorded and committed.
+        """
+        assert intent.is_rollback, "a step that goes back trains no groups"
+        keys, answer = self.keys, replace(asked, state="recorded", step=intent.step)
+        names = [keys.trainer_epoch, keys.counters, keys.stream(STEPS), keys.rollbacks, keys.rollback]
+        entry = Codec[Any](StepIntent).encode(intent)
+        args: list[Any] = [epoch, intent.step, entry, intent.weight_version, slots, encode_rollback(answer)]
+        lost = f"what step {intent.step} goes back from"
+        self._check_ledger(await self._call(weights_lua.ROLL_BACK, names, args), lost)
+
+    async def refuse_rollback(self, epoch: int, asked: Rollback, reason: str) -> None:
+        """Say why a rollback is not done; FencedOut or LedgerBehind as for a step."""
+        answer = encode_rollback(replace(asked, state="refused", reason=reason))
+        names = [self.keys.trainer_epoch, self.keys.rollback]
+        self._check_ledger(await self._call(weights_lua.REFUSE_ROLLBACK, names, [epoch, answer]))
+
+    async def announce(self, epoch: int, version: WeightVersion, record: VersionRecord) -> None:
+        """Offer a weight version to the engines, and keep its record; FencedOut or LedgerBehind as for a step."""
+        keys, entry = self.keys, Codec[Any](WeightVersion).encode(version)
+        names = [keys.trainer_epoch, keys.stream(WEIGHTS), keys.versions]
+        args: list[Any] = [epoch, entry, WEIGHTS.keep_newest, version.version, encode_record(record)]
+        self._check_ledger(await self._call(weights_lua.ANNOUNCE, names, args))
+
+    async def note_version(self, epoch: int, version: int, record: VersionRecord) -> None:
+        """Keep what became of an announced version; FencedOut or LedgerBehind as for a step."""
+        args: list[Any] = [epoch, version, encode_record(record)]
+        self._check_ledger(
+            await self._call(weights_lua.NOTE_VERSION, [self.keys.trainer_epoch, self.keys.versions], args)
+        )
 
     async def forget(self, epoch: int, group_ids: Sequence[int], step: int = 0) -> None:
         """Delete the attempts of groups that a durable checkpoint covers, and count their step as forgotten.

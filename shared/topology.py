@@ -148,6 +148,21 @@ class Keys:
         """Hash: engine -> JSON of what the trainer told it while it waited, paused, for the bytes of this version."""
         return f"{{{self.run}}}:words:{version}"
 
+    @property
+    def versions(self) -> str:
+        """Hash: weight version -> JSON of what is kept of it (shared.version_ledger)."""
+        return f"{{{self.run}}}:versions"
+
+    @property
+    def rollbacks(self) -> str:
+        """Hash: step that went back -> the version that it went back to (shared.lineage)."""
+        return f"{{{self.run}}}:rollbacks"
+
+    @property
+    def rollback(self) -> str:
+        """String: JSON of the rollback that was asked for last (shared.rollback)."""
+        return f"{{{self.run}}}:rollback"
+
     def evaluation(self, version: int) -> str:
         """Hash: the tally of the evaluation of this version, `<dataset>|groups`, `|done`, `|reward`, ..."""
         return f"{{{self.run}}}:evaluation:{version}"

@@ -12,6 +12,7 @@ from shared.check_name import HOW_TO_NAME
 from shared.errors import SluiceError
 from shared.event_lines import event_lines
 from shared.ledger_answers import DeadEntry, DeadLetterList, Discarded, LedgerAnswer, Lineage, Redriven
+from shared.weights_answers import RollbackAnswer, VersionDetails, VersionList
 from sluice.answers import Dataset, Run, Sample, Step, StreamEvent
 
 CHUNK_BYTES = 256 * 1024
@@ -128,6 +129,20 @@ class Client:
     def lineage(self, run: str, group_id: int) -> Lineage:
         """One group, from its prompt to the weights that it trained."""
         return Lineage.model_validate(self._get(f"/v1/runs/{_quoted(run)}/lineage/{group_id}"))
+
+    def weights(self, run: str, limit: int = 50, before: int | None = None) -> VersionList:
+        """The newest weight versions, or those before one of them."""
+        wanted = {"limit": limit, **({} if before is None else {"before": before})}
+        return VersionList.model_validate(self._get(f"/v1/runs/{_quoted(run)}/weights", **wanted))
+
+    def weight_version(self, run: str, version: int) -> VersionDetails:
+        """One version: where it came from, and when and how each engine took it."""
+        return VersionDetails.model_validate(self._get(f"/v1/runs/{_quoted(run)}/weights/{version}"))
+
+    def roll_back(self, run: str, version: int) -> RollbackAnswer:
+        """Ask a live run to go back to an older version; `weights(run).rollback` says what became of it."""
+        path = f"/v1/runs/{_quoted(run)}/weights/{version}/rollback"
+        return RollbackAnswer.model_validate(self._ask("POST", path).json())
 
     def dead_letters(self, run: str, limit: int = 100) -> DeadLetterList:
         """Entries that were given up, newest first."""

@@ -13,6 +13,7 @@ from services.gateway import (
 )
 from services.gateway.error_answers import answer_errors
 from services.gateway.parts import Parts, authenticate
+from services.gateway.weights import serve_weights
 from shared.logs import Log
 from shared.rest_answers import ErrorAnswer
 
@@ -35,6 +36,7 @@ def build_app(parts: Parts, log: Log) -> FastAPI:
         serve_runs.routes,
         serve_ledger.routes,
         serve_dead.routes,
+        serve_weights.routes,
         branch_run.routes,
         forward_generation.routes,
     ):

@@ -4,7 +4,7 @@ from typing import Any, cast
 
 import httpx
 
-from shared.rest_answers import RouterStatus
+from shared.status_answers import RouterStatus
 
 STATUS_DEADLINE_S = 2.0
 

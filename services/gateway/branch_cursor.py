@@ -39,7 +39,7 @@ async def _newest_group(redis: Redis, keys: Keys, step: int) -> int:
     for fields in await _entries(redis, keys, STEPS):
         record = codec.decode(fields[b"m"])
         if isinstance(record, StepIntent) and record.step <= step:
-            newest = max(newest, *record.group_ids)
+            newest = max([newest, *record.group_ids])
     return newest
 
 

@@ -7,8 +7,10 @@ from redis.asyncio import Redis
 
 from services.gateway.ask_router import ask_router
 from services.gateway.parts import AllParts
-from shared.rest_answers import Health, RedisStatus, Status
+from services.gateway.weights.describe_update import describe_update
+from shared.rest_answers import Health
 from shared.runs import ENDED, Runs, present
+from shared.status_answers import RedisStatus, Status
 
 health = APIRouter(tags=["status"])
 routes = APIRouter(prefix="/v1", tags=["status"])
@@ -22,13 +24,15 @@ async def healthz() -> Health:
 
 @routes.get("/status")
 async def status(parts: AllParts) -> Status:
-    """What is running: the active run, the services that are ready for it, the router and Redis."""
+    """What is running: the active run, the services that are ready for it, its newest weight version and where each
+    engine is with it, the router and Redis."""
     redis_status, router_status, active = await asyncio.gather(
         _ask_redis(parts.redis), ask_router(parts.router), Runs(parts.redis).active()
     )
     run = active.run if active is not None and active.state not in ENDED else None
     services = await present(parts.redis, run) if run else []
-    return Status(active_run=run, services=services, router=router_status, redis=redis_status)
+    update = await describe_update(parts.redis, run) if run else None
+    return Status(active_run=run, services=services, router=router_status, redis=redis_status, update=update)
 
 
 async def _ask_redis(redis: Redis) -> RedisStatus:

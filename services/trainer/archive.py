@@ -10,7 +10,7 @@ import zstandard
 from shared.archive import FOLDER, FORMAT, OWNER, ArchivedStep, read_step, step_file
 from shared.messages import Codec, StepIntent
 
-__all__ = ["FOLDER", "OWNER", "ArchivedStep", "archived_until", "open_archive", "read_step", "step_file", "write_step"]
+__all__ = ["FOLDER", "OWNER", "ArchivedStep", "is_archived", "open_archive", "read_step", "step_file", "write_step"]
 
 LEVEL = 3
 
@@ -43,12 +43,9 @@ def write_step(run_folder: Path, step: ArchivedStep) -> Path:
     return path
 
 
-def archived_until(run_folder: Path, after: int) -> int:
-    """The last step up to which the archive misses none; `after` if it misses the next one."""
-    step = after
-    while step_file(run_folder, step + 1).exists():
-        step += 1
-    return step
+def is_archived(run_folder: Path, step: int) -> bool:
+    """Whether the archive can stand in for the groups of a step."""
+    return step_file(run_folder, step).exists()
 
 
 def _write(path: Path, data: bytes) -> None:

@@ -34,6 +34,8 @@ class Outcome:
     """Engine -> why it does not have the version."""
     waiting: tuple[str, ...] = ()
     """Engines whose turn did not come in this round: one before them failed, and is to be helped first."""
+    setbacks: list[tuple[str, str]] = field(default_factory=list[tuple[str, str]])
+    """(engine, why) of every round in which one failed, also if it has the version by now."""
     seconds: dict[str, float] = field(default_factory=dict[str, float])
     """By phase: write, enrol, connect, ready, broadcast, prove; sums over the waves."""
 

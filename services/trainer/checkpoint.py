@@ -10,7 +10,7 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -25,6 +25,10 @@ MANIFEST = "manifest.json"
 FORMAT = 2
 UNREADABLE = (OSError, ValueError, KeyError)
 """What reading a missing or damaged checkpoint raises."""
+
+
+def _any_step(step: int) -> bool:
+    return True
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +64,8 @@ class Checkpoints:
     keep: int
     log: Log
     ranks: Ranks = field(default_factory=OneRank)
+    is_ours: Callable[[int], bool] = _any_step
+    """Whether the run's present state comes from the state after a step; others were left behind by a rollback."""
 
     def begin(self, step: int, state: State, about: Mapping[str, Any] | None = None) -> Writing:
         """Copy the state and start to write it; the next step may change the state when this returns.
@@ -98,12 +104,14 @@ class Checkpoints:
         self.finish(self.begin(step, state, about))
 
     def remove_old(self) -> None:
-        """Keep the newest `keep`."""
-        for old in self.steps()[: -self.keep]:
-            self._clear(self._name(old))
+        """Keep the newest `keep` of those that the present state comes from, and all that are newer than these."""
+        oldest = self.covered()
+        for step in self.steps():
+            if step < oldest:
+                self._clear(self._name(step))
 
     def newest(self, limit: int | None = None) -> Checkpoint | None:
-        """The newest whole checkpoint of a step up to `limit`.
+        """The newest whole checkpoint of a step up to `limit` that the present state comes from.
 
         A damaged one is named in the log and set aside, and the one before is taken. So are those beyond the limit: the
         ledger does not know of their steps any more, which will be trained again.
@@ -116,6 +124,8 @@ class Checkpoints:
             if limit is not None and step > limit:
                 renamed = self._aside(path, "ahead_of_ledger")
                 self.log.warning("checkpoint_ahead", checkpoint=str(path), ledger=limit, renamed=renamed)
+                continue
+            if not self.is_ours(step):
                 continue
             try:
                 return self.read(step)
@@ -155,7 +165,7 @@ class Checkpoints:
 
     def covered(self) -> int:
         """The newest step whose samples no resume can need: as many checkpoints as are kept stand at it or later."""
-        steps = self.steps()
+        steps = [step for step in self.steps() if self.is_ours(step)]
         return steps[-self.keep] if len(steps) >= self.keep else 0
 
     def _aside(self, path: Path, why: str) -> str:

@@ -85,7 +85,7 @@ class Engines:
         first_rank = 1
         for name, part in gathering.waiting.items():
             place = replace(part, group=group, first_rank=first_rank, world_size=world_size)
-            parts[name] = replace(place, state="go", since=time.time())
+            parts[name] = replace(place, state="go", since=0)
             first_rank += part.ranks
         await write_parts(self._redis, self._keys, version, parts)
 

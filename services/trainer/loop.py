@@ -13,6 +13,7 @@ from services.trainer.learner import Learner
 from services.trainer.ledger_on_disk import LedgerOnDisk
 from services.trainer.publish_versions import Versions
 from services.trainer.retention import Retention
+from services.trainer.roll_back import GoBack, WentBack
 from services.trainer.sample_buffer import SampleBuffer
 from services.trainer.share_step import Attempts, Share
 from services.trainer.step_clock import StepClock
@@ -22,11 +23,14 @@ from services.trainer.take_up import Manifest
 from services.trainer.watch_steps import StepWatch, was_skipped
 from shared.await_redis import AwaitRedis
 from shared.errors import RunRejected
+from shared.lineage import Lineage
 from shared.logs import Log
 from shared.messages import Rollout, StepIntent
 from shared.tasks import end
 
 POLL_S = 0.5
+ROLLED_BACK_TO = "rolled_back_to"
+"""The metric of a step that trains nothing: the version whose weights it has."""
 STOP_GRACE_S = 10.0
 """Seconds that a publication in flight gets when the run is to stop; it may be waiting for an engine to come up."""
 
@@ -73,6 +77,9 @@ class TrainingLoop:
     manifest: Manifest
     retention: Retention
     stored: StoredLimit
+    lineage: Lineage
+    """As it was when the run was taken up: a rollback ends the loop."""
+    go_back: GoBack
     compute: ComputeThread
     is_stopping: Callable[[], Awaitable[bool]]
     redis: AwaitRedis
@@ -87,19 +94,19 @@ class TrainingLoop:
             LedgerBehind: Redis lost steps that the weights in memory have seen.
             FencedOut: another trainer took the run over.
             RunRejected: a step is not what the run asserts; it is recorded, and neither committed nor published.
+            WentBack: a rollback was asked for, and is recorded.
         """
-        recorded = {intent.step: intent for intent in await self.redis(lambda: self.ledger.intents(after=done))}
+        recorded = await self.redis(lambda: self.ledger.intents(after=done))
         self.progress.step = self.progress.saved = done
         self.progress.skipped = await self.redis(lambda: self._skipped_until(done))
         self.clock.take()
-        await self.versions.offer(done)
+        await self._offer(done)
         self.clock.lap("publish")
-        for step in range(done + 1, self.steps + 1):
-            intent = recorded.get(step) or await self._next_intent(step)
-            if intent is None:
-                break
+        for intent in recorded:
+            if self.lineage.includes(recorded[-1].step, intent.step):
+                await self._step(intent)
+        while self.progress.step < self.steps and (intent := await self._next_intent(self.progress.step + 1)):
             await self._step(intent)
-            await self._keep(step)
         done = self.progress.step
         if done == self.steps:
             await self._settle()
@@ -125,32 +132,51 @@ class TrainingLoop:
 
     async def _next_intent(self, step: int) -> StepIntent | None:
         """The next step's groups, recorded and acknowledged; None if the run is to stop."""
-        groups = await self.buffer.next_batch(step - 1, self._leave)
-        if groups is None:
-            return None
+        groups = None
+        while groups is None:
+            if await self.redis(self.go_back.is_asked):
+                await self._go_back()
+            groups = await self.buffer.next_batch(step - 1, self._leave)
+            if groups is None and await self.is_stopping():
+                return None
         ids, lengths = [group.body.group_id for group in groups], [group.body.lengths for group in groups]
         intent = StepIntent(step, ids, step - 1, self.seed + step, lengths)
         stale = self.buffer.count_stale(groups, step - 1)
         await self.redis(lambda: self.ledger.intend(intent, groups, stale))
         return intent
 
+    async def _go_back(self) -> None:
+        """Leave the loop for an older version, unless that cannot be had."""
+        await self.writer.settle()  # the checkpoint that the old version is taken from must not make room for another
+        if await self.redis(lambda: self.go_back.record(self.progress.step, self.seed + self.progress.step + 1)):
+            await self.versions.close(STOP_GRACE_S)  # an engine that is cut off in the middle would serve nobody
+            raise WentBack
+
     async def _step(self, intent: StepIntent) -> None:
-        """Train, commit and offer one recorded step."""
+        """Train, commit, offer and keep one recorded step."""
         metrics = await self._train(intent)
         self.progress.step = intent.step
-        is_new = await self.redis(lambda: self.ledger.commit(intent, metrics, int(metrics["tokens"])))
+        is_new = await self.redis(lambda: self.ledger.commit(intent, metrics, int(metrics.get("tokens", 0))))
         if is_new:
             await self.watch.report(intent.step, metrics)
-        await self.versions.offer(intent.step)
+        await self._offer(intent.step)
         self.log.info("step_done", step=intent.step, **metrics)
         self.clock.lap("publish")
+        await self._keep(intent.step)
+
+    async def _offer(self, version: int) -> None:
+        """Older weights are not kept waiting by the evaluation of those that they are to replace."""
+        await self.versions.offer(version, at_once=version in self.lineage.rollbacks)
 
     async def _keep(self, step: int) -> None:
-        """Export and checkpoint where they are due: a checkpoint, from which no step is done again, goes last."""
+        """Export and checkpoint where they are due: a checkpoint, from which no step is done again, goes last.
+
+        One is due behind a rollback, or whoever takes the run up again would have to go back again.
+        """
         if self.export_every and step % self.export_every == 0:
             await self.compute.run(export_model, self.learner, self.folder / EXPORTS / f"step_{step:06d}")
             self.clock.lap("checkpoint")
-        if step % self.checkpoint_every == 0 or step == self.steps:
+        if step % self.checkpoint_every == 0 or step == self.steps or step in self.lineage.rollbacks:
             await self._checkpoint(step)
             self.clock.lap("checkpoint")
 
@@ -164,6 +190,19 @@ class TrainingLoop:
 
     async def _train(self, intent: StepIntent) -> dict[str, float]:
         self.clock.lap("wait")
+        metrics = await self._learn(intent)
+        seconds = self.clock.take()
+        if "tokens" in metrics:
+            rate = metrics["tokens"] / max(seconds["seconds_total"], 1e-9)
+            metrics |= {"tokens_per_second": rate, "tokens_per_second_per_gpu": rate / self.ranks}
+        found = {**metrics, **seconds, "steps_skipped": float(self.progress.skipped)}
+        # JSON has no name for a number that is not finite; a skipped step says so by step_skipped
+        return {name: value for name, value in found.items() if math.isfinite(value)}
+
+    async def _learn(self, intent: StepIntent) -> dict[str, float]:
+        """A rollback finds the models in the state that it goes back to: steps are done in the order of the lineage."""
+        if intent.is_rollback:
+            return {ROLLED_BACK_TO: float(intent.weight_version)}
         share = self.share(intent)
         rollouts = await self.redis(lambda: self._fetch(intent, share.attempts))
         self.clock.lap("fetch")
@@ -171,12 +210,7 @@ class TrainingLoop:
         self.clock.lap("train")
         self.watch.check(intent.step, metrics)
         self.progress.skipped += was_skipped(metrics)
-        seconds = self.clock.take()
-        rate = metrics["tokens"] / max(seconds["seconds_total"], 1e-9)
-        speed = {"tokens_per_second": rate, "tokens_per_second_per_gpu": rate / self.ranks}
-        found = {**metrics, **seconds, **speed, "steps_skipped": float(self.progress.skipped)}
-        # JSON has no name for a number that is not finite; a skipped step says so by step_skipped
-        return {name: value for name, value in found.items() if math.isfinite(value)}
+        return metrics
 
     async def _skipped_until(self, done: int) -> int:
         """What the commit of a step counted; 0 where this run's ledger does not have it, as a branch at its begin."""
@@ -201,7 +235,7 @@ class TrainingLoop:
         self.writer.check()
         await self.redis(lambda: self.ledger.check(self.progress.step))
         await self._make_room(self.progress.step)
-        return await self.is_stopping()
+        return await self.is_stopping() or await self.redis(self.go_back.is_asked)
 
     async def _make_room(self, done: int) -> None:
         """While the next groups are held back for what is stored: a checkpoint at once, and all that it covers leaves.

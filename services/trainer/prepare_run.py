@@ -2,12 +2,12 @@
 
 import contextlib
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
-from services.trainer.archive import archived_until, open_archive
+from services.trainer.archive import is_archived, open_archive
 from services.trainer.archive_steps import StepArchive
 from services.trainer.branch import take_up_branch
 from services.trainer.checkpoint_writer import CheckpointWriter
@@ -22,6 +22,7 @@ from services.trainer.loop import TrainingLoop
 from services.trainer.publish_versions import CountedVersions, PublishedVersions, Publisher
 from services.trainer.recorded_run import note_run, own_folder, owner_of
 from services.trainer.retention import Retention
+from services.trainer.roll_back import GoBack
 from services.trainer.sample_buffer import BatchPolicy, SampleBuffer
 from services.trainer.select_groups import load_selection
 from services.trainer.step_ledger import StepLedger
@@ -32,9 +33,10 @@ from services.trainer.tell import tell
 from services.trainer.watch_steps import watch_of
 from services.trainer.write_metrics import MetricsWriter, open_metrics
 from shared.await_redis import AwaitRedis
+from shared.lineage import Lineage
 from shared.messages import GroupReady
 from shared.run_settings import RunSettings
-from shared.runs import Runs
+from shared.runs import RunRecord, Runs
 from shared.scripts import Ledger
 from shared.service import Serving, run_folder
 from shared.streams import Delivery, Stream
@@ -77,7 +79,7 @@ async def prepare_run(
     """Build a run and take up its newest checkpoint; RunRejected if its model or checkpoint cannot be used."""
     settings, redis, log = serving.record.settings, serving.redis, serving.place.log
     keys, ledger, await_redis = Keys(serving.run), StepLedger(redis, serving.run), serving.await_redis()
-    policy, folder = _policy(settings), run_folder(serving.place.deployment, serving.run)
+    folder = run_folder(serving.place.deployment, serving.run)
     note_run(folder, serving.record)
     metrics = open_metrics(serving, ledger, folder)
     checkpoints = team.checkpoints(folder / "checkpoints", owner_of(serving.record), settings, log)
@@ -86,22 +88,20 @@ async def prepare_run(
     learner = await compute.run(team.open, serving.record, device)
     await await_redis(ledger.take_over)
     position, manifest = await await_redis(ledger.position), manifest_of(settings)
-    open_archive(folder, owner_of(serving.record))
-    if settings.trainer.export_every:
-        own_folder(folder / EXPORTS, serving.record)
-    done = await compute.run(take_up, learner, checkpoints, position, partial(archived_until, folder), manifest, log)
+    lineage = await await_redis(ledger.lineage)
+    checkpoints = replace(checkpoints, is_ours=partial(_is_ours, lineage, position.intended))
+    _own_folders(folder, serving.record)
+    archived = partial(is_archived, folder)
+    done = await compute.run(take_up, learner, checkpoints, position, lineage, archived, manifest, log)
     log.info("model_ready", run=serving.run, device=str(device), dtype=settings.model.dtype, step=done)
 
-    buffer = SampleBuffer(_groups(serving), keys, policy, await_redis)
+    buffer = SampleBuffer(_groups(serving), keys, _policy(settings, lineage), await_redis)
     await buffer.open()
     is_stopping = partial(_is_stopping, Runs(redis), serving.run, await_redis)
     gate = EvaluationGate(redis, settings, is_stopping, await_redis, log)
     publisher = open_publisher(serving, ledger) if settings.kind == "rl" else None
-    versions = (
-        PublishedVersions(publisher, learner, compute, gate, position.told)
-        if publisher
-        else CountedVersions(ledger, await_redis)
-    )
+    counted = CountedVersions(ledger, await_redis)
+    versions = PublishedVersions(publisher, learner, compute, gate, position.told) if publisher else counted
     writer = CheckpointWriter(checkpoints, compute, log)
     archive = StepArchive(redis, keys, ledger, folder) if settings.trainer.archive else None
     loop = TrainingLoop(
@@ -123,6 +123,8 @@ async def prepare_run(
         manifest=manifest,
         retention=Retention(redis, keys, ledger, archive),
         stored=StoredLimit(Ledger(redis, keys), settings),
+        lineage=lineage,
+        go_back=GoBack(ledger, checkpoints, lineage, settings, archived, partial(tell, redis, serving.run, log)),
         compute=compute,
         is_stopping=is_stopping,
         redis=await_redis,
@@ -133,13 +135,26 @@ async def prepare_run(
     return PreparedRun(loop, done, gate, metrics, learner, folder, background, close)
 
 
-def _policy(settings: RunSettings) -> BatchPolicy:
+def _own_folders(folder: Path, record: RunRecord) -> None:
+    """Set aside what an earlier run of the same name left in those that this one writes to."""
+    open_archive(folder, owner_of(record))
+    if record.settings.trainer.export_every:
+        own_folder(folder / EXPORTS, record)
+
+
+def _is_ours(lineage: Lineage, intended: int, step: int) -> bool:
+    """Whether the state after a step is on the way to the newest recorded one, or comes after it."""
+    return step > intended or lineage.includes(intended, step)
+
+
+def _policy(settings: RunSettings, lineage: Lineage) -> BatchPolicy:
     rollout, is_rl = settings.rollout, settings.kind == "rl"
     return BatchPolicy(
         groups_per_step=rollout.groups_per_step,
         max_staleness=rollout.max_staleness if is_rl else None,
         staleness=rollout.staleness_policy if is_rl else "wait",  # rows in order: the same run each time
         select=load_selection(rollout.selection),
+        since=max(lineage.rollbacks, default=0) if is_rl else 0,
     )
 
 

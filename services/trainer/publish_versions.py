@@ -25,8 +25,11 @@ class Publisher(Protocol):
 class Versions(Protocol):
     """Where the loop leaves the weights of a finished step."""
 
-    async def offer(self, version: int) -> None:
-        """Take the weights as they are now; returns before they are published."""
+    async def offer(self, version: int, at_once: bool = False) -> None:
+        """Take the weights as they are now; returns before they are published.
+
+        They wait for the evaluation of the version before, unless they are to replace it `at_once`.
+        """
         ...
 
     async def settle(self) -> None:
@@ -58,13 +61,13 @@ class PublishedVersions:
         )
         self._in_flight: asyncio.Task[None] | None = None
 
-    async def offer(self, version: int) -> None:
+    async def offer(self, version: int, at_once: bool = False) -> None:
         """See Versions."""
         if version < self._first:
             return
         await self.settle()
         staged = await self._compute.run(self._stage, version)
-        self._in_flight = asyncio.create_task(self._publish(version, staged))
+        self._in_flight = asyncio.create_task(self._publish(version, staged, at_once))
 
     async def settle(self) -> None:
         """See Versions."""
@@ -85,8 +88,9 @@ class PublishedVersions:
     def _stage(self, version: int) -> Any:
         return self._publisher.stage(version, version, self._learner.named_tensors())
 
-    async def _publish(self, version: int, staged: Any) -> None:
-        await self._gate.wait(version - 1)
+    async def _publish(self, version: int, staged: Any, at_once: bool) -> None:
+        if not at_once:
+            await self._gate.wait(version - 1)
         await self._publisher.publish(staged)
 
 
@@ -96,7 +100,7 @@ class CountedVersions:
     def __init__(self, ledger: StepLedger, redis: AwaitRedis) -> None:
         self._ledger, self._redis = ledger, redis
 
-    async def offer(self, version: int) -> None:
+    async def offer(self, version: int, at_once: bool = False) -> None:
         """See Versions."""
         await self._redis(lambda: self._ledger.served(version))
 

@@ -14,6 +14,7 @@ from services.trainer.gather_engines import Engines
 from services.trainer.rendezvous import in_thread
 from services.trainer.stage_weights import Stage, Staged
 from services.trainer.step_ledger import StepLedger
+from services.trainer.takes import takes_of
 from services.trainer.tell import tell
 from services.trainer.weight_buckets import WeightBuckets, checksum, engine_checksums
 from shared.await_redis import AwaitRedis
@@ -133,9 +134,10 @@ class WeightPublisher:
             if staged.version == 0:
                 await self._first_engine()
             outcome = await self._send_through_outages(staged, proofs)
+            seconds = {"hash": hashed_s, **outcome.seconds, "total": time.monotonic() - started}
+            report, takes = _report(staged, proofs, outcome, seconds), takes_of(outcome, time.time())
+            await self._await_redis(lambda: self._ledger.note_takes(staged.version, takes, report.nbytes, seconds))
         await self._await_redis(lambda: self._ledger.served(staged.version))
-        seconds = {"hash": hashed_s, **outcome.seconds, "total": time.monotonic() - started}
-        report = _report(staged, proofs, outcome, seconds)
         self._log_report("weights_published", report)
         return report
 
@@ -167,6 +169,7 @@ class WeightPublisher:
         async with self._lock:
             staged, proofs = self._newest
             outcome = await self._send(staged, proofs, tries=1)
+            await self._ledger.note_takes(staged.version, takes_of(outcome, time.time()))
         if not outcome.done and not outcome.failed:
             await asyncio.sleep(JOINER_RETRY_S[0])  # it died, or takes part in an older announcement still
             return False
@@ -187,17 +190,18 @@ class WeightPublisher:
         """Round after round until every engine has the version, was tried `tries` times, or the deadline passed."""
         await self._transport.prepare(staged, proofs)
         until = time.time() + self._deadlines.enrol_s + self._deadlines.update_s
-        failed, failures, engines = dict[str, str](), Counter[str](), self._transport.engines
+        setbacks, failures, engines = list[tuple[str, str]](), Counter[str](), self._transport.engines
         engines.given_up.clear()
         while True:
             outcome = await self._transport.round(staged, proofs, until)
-            failed |= outcome.failed
+            setbacks += outcome.failed.items()
             failures.update(outcome.failed.keys())
             engines.given_up |= {name for name, count in failures.items() if count >= tries}
             if time.time() >= until or not (outcome.waiting or outcome.failed.keys() - engines.given_up):
                 break
-        failed |= dict.fromkeys(outcome.waiting, "the deadline passed before it was the engine's turn")
-        outcome.failed = {name: reason for name, reason in failed.items() if name not in outcome.done}
+        setbacks += [(name, "the deadline passed before it was the engine's turn") for name in outcome.waiting]
+        outcome.setbacks = setbacks
+        outcome.failed = {name: reason for name, reason in setbacks if name not in outcome.done}
         for name, reason in outcome.failed.items():
             detail = {"version": staged.version, "engine": name, "reason": reason}
             await tell(self._redis, self._run, self._log, "weights_failed", detail)

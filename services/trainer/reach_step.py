@@ -76,8 +76,9 @@ async def reach(recordings: Recordings, run: RecordedRun, step: int) -> Reached:
         )
     steps = await recordings.steps(run)
     async with computing(run.settings) as compute:
-        reached = await _begin(recordings, run, step, compute)
-        for number in range(reached.step + 1, step + 1):
+        checkpoint, way = await compute.run(_way_to, recordings.checkpoints(run), run, steps, step, recordings.log)
+        reached = await _begin(recordings, run, checkpoint, compute)
+        for number in way:
             recorded = await steps.read(number)
             share = share_of(run.settings, recorded.intent, OneRank())
             await compute.run(reached.learner.train, recorded.rollouts, recorded.intent, share)
@@ -85,10 +86,11 @@ async def reach(recordings: Recordings, run: RecordedRun, step: int) -> Reached:
     return Reached(step, reached.learner, reached.begin)
 
 
-async def _begin(recordings: Recordings, run: RecordedRun, step: int, compute: ComputeThread) -> Reached:
-    """The newest state at or before `step` that needs no training of this run's steps."""
+async def _begin(
+    recordings: Recordings, run: RecordedRun, checkpoint: Checkpoint | None, compute: ComputeThread
+) -> Reached:
+    """The state of a checkpoint; without one, that which the run begins with."""
     device, branch = choose_device(run.settings.engine.device), run.settings.branch
-    checkpoint = await compute.run(newest_until, recordings.checkpoints(run), step, recordings.log)
     theirs = None
     if checkpoint is None and branch is not None:
         theirs = await reach(recordings, await recordings.find(branch.run), branch.step)
@@ -100,6 +102,24 @@ async def _begin(recordings: Recordings, run: RecordedRun, step: int, compute: C
         await compute.run(_go_on, learner, run, theirs)
         return Reached(theirs.step, learner, theirs.begin)
     return Reached(0, learner, f"initial model of run {run.run}")
+
+
+def _way_to(
+    checkpoints: Checkpoints, run: RecordedRun, steps: RecordedSteps, step: int, log: Log
+) -> tuple[Checkpoint | None, list[int]]:
+    """The newest whole checkpoint that the state after `step` comes from, and the steps to be trained after it.
+
+    Unlike a trainer, this changes nothing on disk.
+    """
+    first, kept, way = run.settings.branch.step if run.settings.branch else 0, checkpoints.steps(), list[int]()
+    while True:
+        checkpoint = _usable(checkpoints, step, log) if step in kept else None
+        if checkpoint is not None or step <= first:
+            return checkpoint, way[::-1]
+        parent = steps.parent(step)
+        if parent == step - 1:  # a rollback starts from an older version than that, and trains nothing
+            way.append(step)
+        step = parent
 
 
 def _go_on(learner: Learner, run: RecordedRun, theirs: Reached) -> None:
@@ -121,11 +141,9 @@ def read_own(checkpoints: Checkpoints, step: int) -> Checkpoint:
     return checkpoint
 
 
-def newest_until(checkpoints: Checkpoints, step: int, log: Log) -> Checkpoint | None:
-    """The newest whole checkpoint at or before a step; unlike a trainer, this changes nothing on disk."""
-    for found in reversed([one for one in checkpoints.steps() if one <= step]):
-        try:
-            return read_own(checkpoints, found)
-        except UNREADABLE as error:
-            log.warning("checkpoint_unusable", folder=str(checkpoints.folder), step=found, error=str(error))
-    return None
+def _usable(checkpoints: Checkpoints, step: int, log: Log) -> Checkpoint | None:
+    try:
+        return read_own(checkpoints, step)
+    except UNREADABLE as error:
+        log.warning("checkpoint_unusable", folder=str(checkpoints.folder), step=step, error=str(error))
+        return None

@@ -23,7 +23,7 @@ class RecordedStep:
     metrics: dict[str, float]
     rollouts: list[Rollout]
     source: str
-    """archive or redis."""
+    """archive, redis, or rollback for a step that trained nothing."""
 
 
 class RecordedSteps:
@@ -60,15 +60,25 @@ class RecordedSteps:
         archived = [int(path.name.removeprefix("step_").partition(".")[0]) for path in files]
         return max([*archived, *self._metrics], default=0)
 
+    def parent(self, step: int) -> int:
+        """The version that a step starts from; the one before for a step that is recorded nowhere."""
+        intent = self._intents.get(step)
+        if intent is None and self._archived and (archived := read_step(self._run.folder, step)) is not None:
+            intent = archived.intent
+        return intent.weight_version if intent is not None and intent.is_rollback else step - 1
+
     async def read(self, step: int) -> RecordedStep:
         """RunRejected if the step was not done, or if what it trained is not kept or not readable any more."""
         archived = read_step(self._run.folder, step) if self._archived else None
         if archived is not None:
             metrics = archived.metrics or self._metrics.get(step, {})
-            return RecordedStep(archived.intent, metrics, self._decoded(step, archived.payloads), "archive")
+            source = "rollback" if archived.intent.is_rollback else "archive"
+            return RecordedStep(archived.intent, metrics, self._decoded(step, archived.payloads), source)
         if self._redis is None or step not in self._intents:
             raise RunRejected(self._gone(step, "is in no archive, and Redis does not know it"))
         intent = self._intents[step]
+        if intent.is_rollback:
+            return RecordedStep(intent, self._metrics.get(step, {}), [], "rollback")
         names = [self._keys.group(group_id) for group_id in intent.group_ids]
         there = await self._redis.exists(*names)
         if there < len(names):

@@ -21,7 +21,7 @@ from services.trainer.open_learner import open_learner
 from services.trainer.ranks import OneRank
 from services.trainer.reach_step import Reached, Recordings, computing, reach, read_own
 from services.trainer.recorded_run import RecordedRun
-from services.trainer.recorded_steps import RecordedSteps
+from services.trainer.recorded_steps import RecordedStep, RecordedSteps
 from services.trainer.share_step import share_of
 from services.trainer.take_up import WITHOUT_EFFECT
 from shared.check_trainer import OF_SERVED_TEACHER
@@ -36,7 +36,7 @@ class StepComparison:
 
     step: int
     source: str
-    """Where its rollouts came from: archive or redis."""
+    """Where its rollouts came from: archive or redis; rollback for a step that has none."""
     metrics: dict[str, Pair]
     """Every computed metric: (recorded, replayed)."""
     differs: list[str]
@@ -74,6 +74,8 @@ async def replay(
 ) -> AsyncGenerator[StepComparison]:
     """Train the steps `first` to `last` again, with `settings` from `first` on; `last` None: the newest.
 
+    Behind a rollback it goes on from the older version as the run had it, whatever the settings.
+
     Raises:
         RunRejected: a step is not recorded, or its rollouts, the model or the state before it are gone.
     """
@@ -81,14 +83,16 @@ async def replay(
     newest = steps.newest()
     until = newest if last is None else last
     _check_range(run, first, until, settings, newest)
-    before = await reach(recordings, run, first - 1)
+    before = await reach(recordings, run, steps.parent(first))
     recordings.log.info("replay_begins", run=run.run, state=before.begin, first=first, last=until)
     async with computing(settings) as compute:
         learner = await _changed(before, run.settings, settings, compute)
         for step in range(first, until + 1):
             recorded = await steps.read(step)
-            share = share_of(settings, recorded.intent, OneRank())
-            metrics = of_the_step(await compute.run(learner.train, recorded.rollouts, recorded.intent, share))
+            if recorded.intent.is_rollback and step > first:
+                older = await reach(recordings, run, recorded.intent.weight_version)
+                learner = await _changed(older, run.settings, settings, compute)
+            metrics = {} if recorded.intent.is_rollback else await _train(learner, recorded, settings, compute)
             differing = differing_metrics(recorded.metrics, metrics)
             yield StepComparison(
                 step,
@@ -98,6 +102,13 @@ async def replay(
                 not_compared(recorded.metrics, metrics),
                 await compute.run(_check_weights, recordings, run, steps, step, learner),
             )
+
+
+async def _train(
+    learner: Learner, recorded: RecordedStep, settings: RunSettings, compute: ComputeThread
+) -> dict[str, float]:
+    share = share_of(settings, recorded.intent, OneRank())
+    return of_the_step(await compute.run(learner.train, recorded.rollouts, recorded.intent, share))
 
 
 def _check_range(run: RecordedRun, first: int, last: int, settings: RunSettings, newest: int) -> None:

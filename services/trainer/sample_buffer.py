@@ -27,6 +27,9 @@ class BatchPolicy:
     """A group is stale if its oldest token is more versions old than this; None where groups have no versions."""
     staleness: Literal["train", "drop", "wait"] = "train"
     select: Select = fifo
+    since: int = 0
+    """The newest step that went back to an older version, 0 for none. Groups with a token of a version before it were
+    sampled before the rollback, and are dropped."""
 
     def is_stale(self, group: GroupReady, version: int) -> bool:
         """True if a step that starts from `version` comes too late for the group."""
@@ -73,8 +76,10 @@ class SampleBuffer:
 
     async def _choose(self, version: int) -> list[int] | None:
         policy, size = self._policy, self._policy.groups_per_step
+        if policy.since:
+            await self._drop_those(lambda group: group.oldest_version < policy.since, "rolled_back", version)
         if policy.staleness != "train":  # with `wait`: what an engine made that goes on with an old version
-            await self._drop_stale(version)
+            await self._drop_those(lambda group: policy.is_stale(group, version), "stale", version)
         if len(self._waiting) < size:
             return None
         if policy.staleness == "wait":
@@ -113,20 +118,20 @@ class SampleBuffer:
                 await earlier.ack()
             self._waiting[message.body.group_id] = message
 
-    async def _drop_stale(self, version: int) -> None:
+    async def _drop_those(self, unwanted: Callable[[GroupReady], bool], reason: str, version: int) -> None:
         for group_id, message in list(self._waiting.items()):
             group = message.body
-            if not self._policy.is_stale(group, version):
+            if not unwanted(group):
                 continue
             detail = {
                 "group": group_id,
-                "reason": "stale",
+                "reason": reason,
                 "dataset": group.dataset,
                 "row": group.row,
                 "oldest_version": group.oldest_version,
                 "weight_version": version,
             }
-            await self._drop(group_id, "stale", detail, message.entry_id)
+            await self._drop(group_id, reason, detail, message.entry_id)
             message.stream.release(message.entry_id)
             del self._waiting[group_id]
 

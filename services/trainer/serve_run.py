@@ -2,6 +2,7 @@
 
 import asyncio
 import gc
+from dataclasses import dataclass
 from pathlib import Path
 
 from services.trainer.compute_thread import ComputeThread
@@ -11,6 +12,7 @@ from services.trainer.orders import RanksOutOfStep
 from services.trainer.prepare_run import OpenPublisher, PreparedRun, prepare_run
 from services.trainer.publish_weights import Deadlines, WeightPublisher
 from services.trainer.recorded_run import owner_of
+from services.trainer.roll_back import WentBack
 from services.trainer.step_ledger import StepLedger
 from services.trainer.team import Team
 from services.trainer.tell import tell
@@ -20,6 +22,14 @@ from shared.runs import Runs, State
 from shared.service import Serving, run_folder
 from shared.tasks import end
 from shared.weight_store import WeightStore
+
+
+@dataclass(frozen=True, slots=True)
+class Left:
+    """Why the models in memory are let go of."""
+
+    behind: int | None = None
+    """The step that was reached when Redis turned out to be behind it; None after a rollback."""
 
 
 async def serve(serving: Serving, team: Team) -> None:
@@ -42,42 +52,43 @@ async def train_run(serving: Serving, open_publisher: OpenPublisher, team: Team 
     """The same with any publisher of weights.
 
     Where Redis lost its last writes, the trainer goes back to the newest checkpoint that Redis covers, and on from
-    there: what Redis has recorded is trained again, in the same order.
+    there: what Redis has recorded is trained again, in the same order. After a rollback it goes on likewise, from the
+    newest checkpoint that the older version comes from.
     """
     team = team or Team()
     compute = ComputeThread(serving.record.settings.trainer.threads)
-    lost: int | None = None
+    left: Left | None = Left()
     try:
-        while True:
-            lost = await _train_until_behind(serving, compute, open_publisher, team, lost)
-            if lost is None:
-                return
+        while left is not None:
+            left = await _train_until_left(serving, compute, open_publisher, team, left)
             gc.collect()  # the state that is of no use any more, before another one is loaded beside it
     finally:
         compute.close()
 
 
-async def _train_until_behind(
-    serving: Serving, compute: ComputeThread, open_publisher: OpenPublisher, team: Team, lost: int | None
-) -> int | None:
+async def _train_until_left(
+    serving: Serving, compute: ComputeThread, open_publisher: OpenPublisher, team: Team, left: Left
+) -> Left | None:
     """Train a run to its end.
 
     Args:
-        lost: the step from which the trainer goes back, if it does.
+        left: why the trainer takes the run up anew, if it does.
 
     Returns:
-        The step that was reached when Redis turned out to be behind it; None at the end of the run.
+        Why it has to take the run up anew; None at the end of the run.
     """
     prepared = await prepare_run(serving, compute, open_publisher, team)
     serving.ready()
-    if lost is not None:
-        detail = {"from": lost, "to": prepared.done}
+    if left.behind is not None:
+        detail = {"from": left.behind, "to": prepared.done}
         await tell(serving.redis, serving.run, serving.place.log, "trainer_rewound", detail)
     try:
         await _with_background(serving, prepared)
     except LedgerBehind as error:
         serving.place.log.warning("ledger_behind", run=serving.run, reason=str(error))
-        return prepared.loop.progress.step
+        return Left(prepared.loop.progress.step)
+    except WentBack:
+        return Left()
     return None
 
 

@@ -3,16 +3,21 @@
 What else only the one trainer of a run may write goes through here, too: versions, and what leaves Redis.
 """
 
-from dataclasses import dataclass
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from typing import cast
 
 from redis.asyncio import Redis
 
 from shared.errors import FencedOut, LedgerBehind, RunRejected
+from shared.lineage import Lineage, read_lineage
 from shared.messages import GroupReady, StepCommit, StepIntent, StepRecord, WeightVersion
+from shared.rollback import Rollback, read_rollback
 from shared.scripts import Ledger
 from shared.streams import Message, Stream
 from shared.topology import STEPS, Keys
+from shared.version_ledger import Take, read_record, with_announcement, with_takes
 
 PAGE = 1000
 
@@ -59,6 +64,10 @@ class StepLedger:
         step, intended, forgotten = (counts.get(name, 0) for name in ("step", "intended", "forgotten_step"))
         return Position(step, intended, forgotten, counts.get("weight_version", -1))
 
+    async def lineage(self) -> Lineage:
+        """Which steps went back to which versions."""
+        return await read_lineage(self.redis, self._keys)
+
     async def is_taken_over(self) -> bool:
         """Whether another trainer has taken this run over."""
         return await self._written_epoch() > self._epoch
@@ -80,14 +89,40 @@ class StepLedger:
         for group in groups:
             group.stream.release(group.entry_id)
 
+    async def roll_back(self, intent: StepIntent, slots: int, asked: Rollback) -> None:
+        """Record a step that goes back to an older version, which was asked for; `slots` are the groups of a step."""
+        await self._ledger.roll_back(self._epoch, intent, slots, asked)
+
+    async def refuse_rollback(self, asked: Rollback, reason: str) -> None:
+        """Say why the run does not go back."""
+        await self._ledger.refuse_rollback(self._epoch, asked, reason)
+
+    async def rollback(self) -> Rollback | None:
+        """The rollback that was asked for last, and what became of it."""
+        return await read_rollback(self.redis, self._keys)
+
     async def commit(self, intent: StepIntent, metrics: dict[str, float], tokens: int) -> bool:
         """Record a finished step; one that was trained again after a crash is recorded once, and False comes back."""
         commit = StepCommit(intent.step, intent.step, metrics)
         return await self._ledger.commit(self._epoch, commit, intent.group_ids, tokens)
 
     async def announce(self, version: WeightVersion) -> None:
-        """Offer a version to the engines."""
-        await self._ledger.announce(self._epoch, version)
+        """Offer a version to the engines, and begin its record."""
+        known = await read_record(self.redis, self._keys, version.version)
+        await self._ledger.announce(self._epoch, version, with_announcement(known, version, time.time()))
+
+    async def note_takes(
+        self, version: int, takes: Mapping[str, Take], nbytes: int = 0, seconds: Mapping[str, float] | None = None
+    ) -> None:
+        """Keep what became of an announced version at these engines; `seconds` and `nbytes` of its publication."""
+        record = await read_record(self.redis, self._keys, version)
+        if record is None:
+            await self.check(0)
+            raise LedgerBehind(f"run {self.run}: Redis lost its last writes and does not know version {version}")
+        noted = with_takes(record, takes)
+        if seconds is not None:
+            noted = replace(noted, nbytes=nbytes, seconds=dict(seconds))
+        await self._ledger.note_version(self._epoch, version, noted)
 
     async def served(self, version: int) -> None:
         """Count a version as served, which lets the groups of a further step be released."""

@@ -10,6 +10,7 @@ from services.trainer.checkpoint import Checkpoints
 from services.trainer.learner import Learner
 from services.trainer.step_ledger import Position
 from shared.errors import RunRejected
+from shared.lineage import Lineage
 from shared.logs import Log
 from shared.run_settings import RunSettings
 
@@ -18,8 +19,8 @@ WITHOUT_EFFECT = (
     *("nan_policy", "check_first_step", "logprob_diff_alarm"),
 )
 """Settings of the trainer that say nothing about the state after a step."""
-Archived = Callable[[int], int]
-"""A step -> the last one after it before which the archive misses none."""
+Archived = Callable[[int], bool]
+"""Whether the archive holds a step."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,12 +46,18 @@ def manifest_of(settings: RunSettings) -> Manifest:
 
 
 def take_up(
-    learner: Learner, checkpoints: Checkpoints, position: Position, archived: Archived, manifest: Manifest, log: Log
+    learner: Learner,
+    checkpoints: Checkpoints,
+    position: Position,
+    lineage: Lineage,
+    archived: Archived,
+    manifest: Manifest,
+    log: Log,
 ) -> int:
     """Load the newest checkpoint that the ledger covers into new models; without one the initial model stays.
 
     Args:
-        archived: how far the archive can stand in for groups that have left Redis.
+        archived: whether the archive can stand in for the groups of a step that have left Redis.
 
     Returns:
         The step that their state belongs to.
@@ -60,7 +67,8 @@ def take_up(
     """
     checkpoint = checkpoints.newest(position.step)
     begin = checkpoint.step if checkpoint else 0
-    if begin < position.forgotten and archived(begin) < position.forgotten:
+    way = lineage.way(begin, position.intended)
+    if any(step <= position.forgotten and step not in lineage.rollbacks and not archived(step) for step in way):
         raise RunRejected(
             f"no checkpoint in {checkpoints.folder} is usable at step {position.forgotten} to {position.step}, and the"
             f" groups of the steps up to {position.forgotten} are no longer in Redis; restore the newest checkpoint"

@@ -42,7 +42,7 @@ class Team:
         keep = settings.trainer.keep_checkpoints
         if self.orders is None:
             return Checkpoints(folder, owner, keep, log)
-        return LeadCheckpoints(folder, owner, keep, log, self.ranks, self.orders)
+        return LeadCheckpoints(folder, owner, keep, log, self.ranks, orders=self.orders)
 
     def share(self, settings: RunSettings, intent: StepIntent) -> Share:
         """What this rank trains of a step."""

@@ -7,6 +7,7 @@ from rich.console import Group, RenderableType
 from rich.text import Text
 
 from shared.ledger_answers import Lineage, LineageAttempt
+from sluice.cli.engine_table import SHORT
 from sluice.cli.options import AsJson, Config, client_of
 from sluice.cli.output import begin, chat_text, clock, show, table
 
@@ -58,6 +59,7 @@ def _facts(found: Lineage) -> dict[str, Any]:
         "step": trained,
         "weight version": found.weight_version,
         "checksum": found.checksum,
+        "sampled by": " ".join(f"{version}:{checksum[:SHORT]}" for version, checksum in found.sampled_by.items()),
         "read from": found.source if found.attempts else None,
     }
 

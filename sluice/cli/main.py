@@ -7,7 +7,22 @@ from typing import Annotated
 import typer
 
 from shared.errors import SluiceError
-from sluice.cli import branch, chat, datasets, dead, doctor, down, ledger, lineage, logs, replay, runs, status, up
+from sluice.cli import (
+    branch,
+    chat,
+    datasets,
+    dead,
+    doctor,
+    down,
+    ledger,
+    lineage,
+    logs,
+    replay,
+    runs,
+    status,
+    up,
+    weights,
+)
 from sluice.cli.output import ERRORS, print_error
 from sluice.demo import command
 
@@ -32,6 +47,7 @@ app.command("demo")(command.demo)
 app.add_typer(datasets.app, name="dataset")
 app.add_typer(runs.app, name="run")
 app.add_typer(dead.app, name="dead")
+app.add_typer(weights.app, name="weights")
 
 
 def run() -> None:

@@ -21,6 +21,8 @@ from sluice.cli.output import show, table
 COMPUTED = (0, 1)
 """Exit codes of the replaying process after it compared all steps: equal, different."""
 STOP_S = 10
+NOTHING = (None, None)
+"""Recorded and replayed, of a rollback."""
 
 
 def replay(
@@ -87,8 +89,8 @@ def _table(steps: list[dict[str, Any]]) -> Any:
     rows = [
         (
             step["step"],
-            *step["metrics"]["loss"],
-            *step["metrics"]["grad_norm"],
+            *step["metrics"].get("loss", NOTHING),
+            *step["metrics"].get("grad_norm", NOTHING),
             step["source"],
             "; ".join(map(_weights, step["weights"])) or "not kept",
             "yes" if step["equal"] else "no",

@@ -7,6 +7,8 @@ from rich.console import Group, RenderableType
 
 from deploy.supervisor_state import SupervisorState, read_state
 from shared.errors import SluiceError
+from shared.weights_answers import UpdateStatus
+from sluice.cli.engine_table import engine_table
 from sluice.cli.options import AsJson, Config, SetDeployment, deployment_of
 from sluice.cli.output import clock, show, size, table
 from sluice.connect import connect, gateway_url
@@ -45,11 +47,22 @@ def _views(local: SupervisorState | None, gateway: dict[str, Any] | None, reason
     redis, router = gateway["redis"], gateway["router"]
     workers = router.get("workers")
     count = len(workers) if isinstance(workers, list) else workers
-    run = gateway["active_run"]
+    run, update = gateway["active_run"], gateway.get("update")
     return [
         *views,
         f"active run   {run['run'] if isinstance(run, dict) else run or 'none'}",
         f"ready        {', '.join(gateway['services']) or 'no service has joined a run'}",
         f"router       {'reachable' if router['reachable'] else 'not reachable'}, {count or 0} engines",
         f"redis        {redis.get('version')}, {size(float(redis.get('used_memory') or 0))}",
+        *(_update(UpdateStatus.model_validate(update)) if update else ()),
     ]
+
+
+def _update(update: UpdateStatus) -> list[RenderableType]:
+    """The version that engines are being given, and where each of them is."""
+    up = [one for one in update.engines if one.up]
+    done = sum(one.state == "done" for one in up)
+    text = f"weights      version {update.version}, announced {clock(update.announced)}; {done} of {len(up)} engines"
+    asked = update.rollback
+    back = [f"rollback     to version {asked.version}, asked for {clock(asked.asked)}: {asked.state}"] if asked else []
+    return [f"{text} have it", *back, "", engine_table(update.engines)]

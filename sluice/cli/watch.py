@@ -38,7 +38,7 @@ def follow_start(client: Client, run: str) -> Run:
     told = ""
     with ERRORS.status(f"{run}: queued") as spinner:
         while True:
-            record = _patiently(lambda: client.run(run))
+            record = patiently(lambda: client.run(run))
             if record.state == "failed":
                 raise SluiceError(f"run {run} failed: {record.reason}")
             if record.state not in ("queued", "starting"):
@@ -55,8 +55,8 @@ def follow_to_end(client: Client, run: str, as_json: bool) -> Run:
     with _view(as_json) as view:
         after, seen = 0, set[tuple[int, str]]()
         while True:
-            record = _patiently(lambda: client.run(run))
-            steps = _patiently(lambda after=after: client.steps(run, after))
+            record = patiently(lambda: client.run(run))
+            steps = patiently(lambda after=after: client.steps(run, after))
             fresh = [e for e in record.evaluations if e.complete and (e.version, e.dataset) not in seen]
             view.update(record, steps, fresh)
             after = steps[-1].step if steps else after
@@ -169,7 +169,7 @@ def _view(as_json: bool) -> Generator[View]:
         yield Lines()
 
 
-def _patiently(ask: Callable[[], T]) -> T:
+def patiently(ask: Callable[[], T]) -> T:
     """Ask again while the gateway is away, for GATEWAY_PATIENCE_S seconds."""
     until = time.monotonic() + GATEWAY_PATIENCE_S
     while True:

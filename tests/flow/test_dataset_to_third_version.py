@@ -3,6 +3,7 @@
 import json
 import time
 from collections.abc import Generator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +15,15 @@ from shared.messages import WeightVersion
 from shared.redis_connection import connect_checked
 from shared.streams import Stream
 from shared.topology import DEAD, WEIGHTS, Keys
+from shared.weights_answers import RollbackAnswer
 from sluice.answers import Run
+from sluice.cli.follow_rollback import follow_rollback
 from sluice.client import Client, GatewayError
 from tests.flow.running_stack import Stack, remote_reward, running_stack
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
-RUN = "third-version"
+RUN, SERVED = "third-version", "serving"
 RUN_DEADLINE_S = 240
 
 
@@ -75,19 +78,32 @@ def evaluated(stack: Stack, finished: Run) -> Run:
         return until_ended(stack.client, "evaluated")
 
 
+@dataclass(frozen=True)
+class Served:
+    """A run that was live, asked, and made to go back to the version that it began with."""
+
+    answer: dict[str, Any]
+    """Of /generate, before."""
+    after: dict[str, Any]
+    """The same request, after the rollback."""
+    asked: RollbackAnswer
+
+
 @pytest.fixture(scope="module")
-def answer_while_running(stack: Stack, finished: Run) -> dict[str, Any]:
-    """What /generate answers while a run is served."""
-    stack.client.start_run({**run_tree(stack, "serving", type="contains"), "eval": {}})
-    for event in stack.client.events("serving"):
-        if event.event == "state" and event.data["state"] == "running":
+def served(stack: Stack, finished: Run) -> Served:
+    client, tree = stack.client, {**run_tree(stack, SERVED, type="contains"), "eval": {}}
+    client.start_run({**tree, "trainer": {**tree["trainer"], "steps": 1000}})
+    for event in client.events(SERVED):
+        if event.event == "step":
             break
     request = {"text": "1+1=", "sampling_params": {"max_new_tokens": 4, "temperature": 0}}
     try:
-        return stack.client.generate(request)
+        answer = client.generate(request)
+        asked = follow_rollback(client, client.roll_back(SERVED, 0), RUN_DEADLINE_S)
+        return Served(answer, client.generate(request), asked)
     finally:
-        stack.client.stop_run("serving")
-        assert until_ended(stack.client, "serving").state in ("stopped", "finished")
+        client.stop_run(SERVED)
+        assert until_ended(client, SERVED).state == "stopped"
 
 
 def test_the_run_finishes_and_every_group_is_accounted_for(finished: Run) -> None:
@@ -170,9 +186,33 @@ def test_a_run_of_0_steps_trains_nothing_and_balances(stack: Stack, evaluated: R
     assert not (stack.home / "runs" / "evaluated" / "export").exists()
 
 
-def test_the_gateway_forwards_generation_to_the_engine(answer_while_running: dict[str, Any]) -> None:
-    assert answer_while_running["meta_info"]["weight_version"] in ("0", "1", "2", "3")
-    assert 1 <= len(answer_while_running["output_ids"]) <= 4
+def test_the_gateway_forwards_generation_to_the_engine(served: Served) -> None:
+    assert int(served.answer["meta_info"]["weight_version"]) < (served.asked.step or 0)
+    assert 1 <= len(served.answer["output_ids"]) <= 4
+
+
+def test_a_live_run_goes_back_and_its_engine_serves_the_older_weights(stack: Stack, served: Served) -> None:
+    step = served.asked.step
+    assert step is not None
+    assert int(served.after["meta_info"]["weight_version"]) >= step
+    first, again = (stack.client.weight_version(SERVED, version) for version in (0, step))
+    assert (again.checksum, again.parent, again.groups) == (first.checksum, 0, 0)
+    assert stack.client.weight_version(SERVED, step - 1).checksum != first.checksum
+    (engine,) = again.engines
+    assert (engine.state, engine.unverified, engine.failures) == ("done", 0, 0)
+    assert {"connect", "pause", "load", "prove", "total"} <= engine.phases.keys()
+    ledger = stack.client.ledger(SERVED, verify=True)
+    assert (ledger.balanced, ledger.problems) == (True, [])
+
+
+def test_the_ledger_of_versions_says_what_each_was_made_from_and_who_took_it(stack: Stack, finished: Run) -> None:
+    found = stack.client.weights(RUN)
+    assert [(v.version, v.parent, v.groups, v.attempts) for v in found.versions] == [
+        (3, 2, 4, 16), (2, 1, 4, 16), (1, 0, 4, 16), (0, None, 0, 0),
+    ]  # fmt: skip
+    assert all((v.engines_done, v.engines_failed) == (1, 0) for v in found.versions)
+    assert found.available == [(0, 0), (2, 3)]
+    assert found.versions[0].tokens == stack.client.steps(RUN)[-1].metrics["tokens"]
 
 
 def test_a_run_whose_engine_is_its_teacher_finds_no_difference_from_it(stack: Stack, finished: Run) -> None:

@@ -17,6 +17,7 @@ from tests.conftest import free_port
 
 START_DEADLINE_S = 60
 KEY = "a-key-for-tests"
+NARROW = 80
 DATABASE = 5
 """Its own, which no other test fills."""
 
@@ -108,3 +109,17 @@ def connected(sluice: Sluice, gateway: Gateway, monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setenv("SLUICE_GATEWAY__URL", gateway.url)
     monkeypatch.setenv("SLUICE_GATEWAY__API_KEY", KEY)
     return sluice
+
+
+@pytest.fixture
+def narrow(connected: Sluice, monkeypatch: pytest.MonkeyPatch) -> Sluice:
+    """`connected` in a terminal of 80 columns, which no line of a table may exceed."""
+    monkeypatch.setenv("COLUMNS", str(NARROW))
+    monkeypatch.setattr(OUT, "width", NARROW)
+
+    def call(*arguments: str) -> Outcome:
+        outcome = connected(*arguments)
+        assert max(map(len, outcome.out.splitlines()), default=0) <= NARROW or "--json" in arguments
+        return outcome
+
+    return call

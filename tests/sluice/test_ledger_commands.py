@@ -2,7 +2,6 @@
 
 import json
 import re
-from collections.abc import Iterator
 
 import pytest
 from redis.asyncio import Redis
@@ -10,21 +9,7 @@ from redis.asyncio import Redis
 from services.reward.attempts import Attempts
 from shared.streams import Delivery
 from tests.services.gateway.ledger.played_run import PlayedRun
-from tests.sluice.conftest import Outcome, Sluice
-
-COLUMNS = 80
-
-
-@pytest.fixture
-def narrow(connected: Sluice, monkeypatch: pytest.MonkeyPatch) -> Iterator[Sluice]:
-    monkeypatch.setenv("COLUMNS", str(COLUMNS))
-
-    def call(*arguments: str) -> Outcome:
-        outcome = connected(*arguments)
-        assert max(map(len, outcome.out.splitlines()), default=0) <= COLUMNS or "--json" in arguments
-        return outcome
-
-    yield call
+from tests.sluice.conftest import Sluice
 
 
 @pytest.fixture

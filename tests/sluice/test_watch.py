@@ -25,7 +25,7 @@ def test_an_answer_is_waited_for_while_gateway_or_redis_is_away(
             raise answer
         return answer
 
-    assert watch._patiently(ask) == "here"
+    assert watch.patiently(ask) == "here"
 
 
 def test_a_preference_run_shows_accuracy_and_margin_and_no_empty_columns() -> None:
@@ -71,4 +71,4 @@ def test_a_refusal_is_not_repeated() -> None:
         raise GatewayError("there is no run x", 404, [])
 
     with pytest.raises(GatewayError, match="no run x"):
-        watch._patiently(ask)
+        watch.patiently(ask)

@@ -1,4 +1,4 @@
-"""The newest checkpoint of a run on disk -> its step, which the ledger must have reached."""
+"""The checkpoints of a run on disk -> their steps, of which the newest is one that the ledger must have reached."""
 
 import json
 from pathlib import Path
@@ -11,6 +11,11 @@ def newest_checkpoint(runs_folder: Path, record: RunRecord) -> int | None:
 
     Read before the ledger: a trainer writes it after the step is recorded durably.
     """
+    return max(own_checkpoints(runs_folder, record), default=None)
+
+
+def own_checkpoints(runs_folder: Path, record: RunRecord) -> list[int]:
+    """The steps of the whole checkpoints of this run that can be read here, in no order."""
     steps: list[int] = []
     for manifest in (runs_folder / record.run / "checkpoints").glob("step_*/manifest.json"):
         try:
@@ -20,4 +25,4 @@ def newest_checkpoint(runs_folder: Path, record: RunRecord) -> int | None:
             continue  # being removed, or damaged; the trainer tells of damaged ones
         if mine:
             steps.append(step)
-    return max(steps, default=None)
+    return steps

@@ -87,7 +87,8 @@ def check_counters(now: Snapshot, records: Records, verdict: Verdict) -> None:
     """Every counter says what the bitmaps say."""
     step = now.count("step")
     in_steps = sum(len(groups) for number, groups in records.up_to(now.count("intended")).items() if number > step)
-    ours = now.count("released") + now.count("eval_released") - now.count("inherited")
+    others = now.count("inherited") + now.count("rolled_back")  # slots that are taken up, by no group of this run
+    ours = now.count("released") + now.count("eval_released") - others
     facts: dict[str, tuple[int, int]] = {
         "groups released, by counter and by id": (ours, now.groups),
         "groups trained and in a step, by counter and by bitmap": (now.count("trained") + in_steps, _sum(now.trained)),
@@ -107,11 +108,20 @@ def check_counters(now: Snapshot, records: Records, verdict: Verdict) -> None:
     verdict.expect(not strange, f"{named(strange)}: kept as dead, but not dropped")
 
 
-def excess(now: Snapshot, settings: RunSettings) -> int:
-    """Groups under way beyond what admission allowed at any version so far; 0 if none."""
+def excess(now: Snapshot, records: Records, settings: RunSettings) -> int:
+    """Groups under way beyond what admission allowed at any version so far; 0 if none.
+
+    A rollback takes up the slots of a step, also where groups were released for all steps that are left.
+    """
+    size, intended = settings.rollout.groups_per_step, now.count("intended")
+    rollbacks = [step for step, groups in records.up_to(intended).items() if not groups]
+
+    def limit(version: int) -> int:
+        return admission_limit(settings, version) - size * sum(step <= version for step in rollbacks)
+
     version = max(now.count("weight_version"), settings.branch.step if settings.branch else 0)
-    limit = max(admission_limit(settings, earlier) for earlier in range(version + 1))
-    return max(now.count("released") - now.count("dropped") - limit, 0)
+    under_way = now.count("released") - size * len(rollbacks) - now.count("dropped")
+    return max(under_way - max(map(limit, range(version + 1))), 0)
 
 
 def check_lost(lost: Mapping[int, str], verdict: Verdict) -> None:

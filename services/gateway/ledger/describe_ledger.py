@@ -67,7 +67,8 @@ async def _prove(
         check_steps(now, records, branch.step if branch else 0, verdict)
     with verdict.proves("counters equal the bitmaps"):
         check_counters(now, records, verdict)
-    over, redriven = excess(now, record.settings), now.count("redriven")  # whose slots went to others meanwhile
+    # the slots of groups that were sent again went to others meanwhile
+    over, redriven = excess(now, records, record.settings), now.count("redriven")
     with verdict.proves("released - dropped is within admission"):
         verdict.expect(over <= redriven, f"{over} groups are under way beyond admission, and {redriven} were re-driven")
     await check_tokens(redis, keys, now, records, verdict)

@@ -1,4 +1,4 @@
-"""The number of a group -> its entries on a stream, its events, its step, and that step's weights."""
+"""The number of a group -> its entries on a stream, its events and its step."""
 
 from collections.abc import AsyncIterator
 from typing import Any, cast
@@ -6,8 +6,8 @@ from typing import Any, cast
 from redis.asyncio import Redis
 
 from shared.errors import WireError
-from shared.messages import Codec, Event, StepIntent, StepRecord, WeightVersion
-from shared.topology import EVENTS, STEPS, WEIGHTS, Keys, StreamSpec
+from shared.messages import Codec, Event, StepIntent, StepRecord
+from shared.topology import EVENTS, STEPS, Keys, StreamSpec
 
 PAGE = 500
 ENTRIES_PER_CALL = 200
@@ -65,19 +65,6 @@ async def find_step(redis: Redis, keys: Keys, group_id: int) -> int | None:
 async def is_committed(redis: Redis, keys: Keys, step: int) -> bool:
     done = cast(bytes | None, await redis.hget(keys.counters, "step"))
     return int(done or 0) >= step
-
-
-async def read_checksum(redis: Redis, keys: Keys, version: int) -> str | None:
-    """The checksum of a version; None if it was not published, or its announcement is not kept any more."""
-    codec = cast(Codec[WeightVersion], Codec(WeightVersion))
-    async for fields in _newest_first(redis, keys, WEIGHTS):
-        try:
-            announced = codec.decode(fields.get(b"m", b""))
-        except WireError:
-            continue
-        if announced.version <= version:
-            return announced.checksum if announced.version == version else None
-    return None
 
 
 async def _records(redis: Redis, keys: Keys) -> AsyncIterator[StepRecord]:

@@ -7,7 +7,7 @@ from typing import Any, cast
 
 from redis.asyncio import Redis
 
-from services.gateway.ledger.find_entries import find_entries, find_events, find_step, is_committed, read_checksum
+from services.gateway.ledger.find_entries import find_entries, find_events, find_step, is_committed
 from services.gateway.ledger.place_groups import AGAIN_S
 from services.gateway.refusals import Refusal
 from shared.archive import archived_by, read_step
@@ -16,6 +16,7 @@ from shared.ledger_answers import GroupState, Lineage, LineageAttempt, LineageEv
 from shared.messages import Attempt, Codec, Prompt
 from shared.runs import RunRecord
 from shared.topology import GROUPS, PROMPTS, ROLLOUTS, Keys
+from shared.version_ledger import read_records
 
 LOOKS = 8
 """How often a group that is in no place is looked for: it may be on its way from one to the next."""
@@ -57,6 +58,9 @@ async def trace_group(redis: Redis, record: RunRecord, runs_folder: Path, group_
     reason = _reason(events) if marks.dropped else ""
     if reason == "dead":
         state = "dead"  # as the ledger counts it, also when nothing of it is kept for a re-drive
+    sampled_by = sorted({version for attempt in contents.attempts for version, _ in attempt.weight_versions})
+    made = [step] if committed and step is not None else []
+    published = await read_records(redis, keys, [*sampled_by, *made])
     first: Attempt | Prompt | None = contents.attempts[0] if contents.attempts else prompt
     return Lineage(
         run=record.run,
@@ -76,7 +80,8 @@ async def trace_group(redis: Redis, record: RunRecord, runs_folder: Path, group_
         step=step,
         step_committed=committed,
         weight_version=step,
-        checksum=await read_checksum(redis, keys, step) if committed and step is not None else None,
+        checksum=published[step].checksum if committed and step in published else None,
+        sampled_by={version: published[version].checksum for version in sampled_by if version in published},
     )
 
 

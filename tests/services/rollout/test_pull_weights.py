@@ -70,10 +70,13 @@ async def test_an_engine_that_has_the_version_says_so_and_is_not_touched(start: 
     async with start() as sidecar:
         await sidecar.announce(1, "g1")
         await sidecar.go(1, "g1")
-        await sidecar.reaches(1, "done")
+        first = await sidecar.reaches(1, "done")
         await sidecar.announce(1, "again")
         await until(lambda: answered(sidecar, "again"))
-        assert (await sidecar.reaches(1, "done")).checksum == "sum-1"
+        again = await sidecar.reaches(1, "done")
+    assert again.checksum == "sum-1"
+    assert (again.since, again.seconds) == (first.since, first.seconds)
+    assert first.seconds["total"] >= first.seconds["load"]
     assert sidecar.server.calls == UPDATE
 
 

@@ -11,8 +11,7 @@ from services.gateway.parts import Parts
 from services.trainer.archive import open_archive, write_step
 from shared.archive import ArchivedStep
 from shared.messages import Rendezvous, StepIntent, WeightVersion
-from shared.streams import Stream
-from shared.topology import WEIGHTS
+from shared.version_ledger import with_announcement
 from tests.services.gateway.ledger.played_run import PlayedRun
 
 STATES = {
@@ -35,7 +34,7 @@ async def run(redis: Redis) -> PlayedRun:
     place = Rendezvous("h", 1, "g", "gloo", 0.0, 0.0)
     for version in (0, 1):
         one = WeightVersion(version, version, [], f"checksum-{version}", {}, place)
-        await Stream[WeightVersion](redis, "r1", WEIGHTS).publish(one)
+        await run.ledger.announce(run.epoch, one, with_announcement(None, one, 1.0))
     return run
 
 
@@ -58,6 +57,7 @@ async def test_a_trained_group_is_followed_from_its_prompt_to_the_checksum_of_it
     )
     assert (found["step"], found["step_committed"], found["weight_version"]) == (1, True, 1)
     assert (found["checksum"], found["source"], found["note"]) == ("checksum-1", "redis", "")
+    assert found["sampled_by"] == {"0": "checksum-0"}
     first, second = found["attempts"]
     assert (first["worker"], second["worker"], second["response_tokens"]) == ("w0", "w1", 4)
     assert (first["weight_versions"], first["finish_reason"], first["reward"]) == ([[0, 3]], "stop", 0.5)
