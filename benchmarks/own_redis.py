@@ -19,21 +19,29 @@ START_S, END_S = 20, 10
 @contextlib.asynccontextmanager
 async def own_redis(port: int = 0) -> AsyncGenerator[Redis]:
     """A client of a fresh server, append-only file on, synced every second; port 0 takes a free one."""
-    port = port or _free_port()
+    async with own_redis_url(port) as url:
+        client = await connect_checked(url, START_S)
+        yield client
+        await client.aclose()
+
+
+@contextlib.asynccontextmanager
+async def own_redis_url(port: int = 0) -> AsyncGenerator[str]:
+    """The same server's URL, for several processes."""
+    port = port or free_port()
     with tempfile.TemporaryDirectory() as folder:
         home = Path(folder)
         command = embedded_redis.command(home, port, "everysec")
         server = await asyncio.create_subprocess_exec(*command, stdout=subprocess.DEVNULL)
         try:
-            client = await connect_checked(embedded_redis.url(home, port), START_S)
-            yield client
-            await client.aclose()
+            yield embedded_redis.url(home, port)
         finally:
             server.terminate()
             await asyncio.wait_for(server.wait(), END_S)
 
 
-def _free_port() -> int:
+def free_port() -> int:
+    """One of this machine's, for a server that starts at once."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])

@@ -82,7 +82,7 @@ class SimulatedRun:
         self._retention = Retention(redis, self.keys, self._steps)
         groups = VirtualGroups(redis, settings.name, self.time)
         self._buffer = SampleBuffer(groups, self.keys, _policy(settings), AwaitRedis(self._log, settings.name))
-        self._published_at = 0.0
+        self._offered, self._is_publishing = 0, False
         self._seed = tail.seed
 
     async def run(self) -> RunTrace:
@@ -129,12 +129,19 @@ class SimulatedRun:
         return batch
 
     async def _offer(self, version: int) -> None:
-        """One version is on its way at a time; the trainer waits for the one before, and goes on."""
-        await self.time.sleep(max(0.0, self._published_at - self.time.now))
-        self._published_at = self.time.now + self._machines.publish_s
+        """One version is on its way at a time, the newest of those that come meanwhile follows it."""
+        self._offered = version
+        if not self._is_publishing:
+            self._publish()
+
+    def _publish(self) -> None:
+        version, self._is_publishing = self._offered, True
 
         async def serve() -> None:
             await self._serve(version)
+            self._is_publishing = False
+            if self._offered > version:
+                self._publish()
 
         self.time.plan(self._machines.publish_s, serve)
 

@@ -32,6 +32,11 @@ def rl_problems(run: "RunSettings") -> Iterator[str]:
             ' write eval.datasets = ["held-out"], or the steps that the run trains'
         )
     yield from _lengths(run)
+    if run.weights.transport == "ipc" and run.weights.staging != "auto":
+        yield (
+            f"weights.staging is {run.weights.staging!r}, and with weights.transport 'ipc' engines read copies that lie"
+            " where the trainer's weights are; leave it out"
+        )
 
 
 def _reward(reward: "RewardSettings") -> Iterator[str]:

@@ -8,6 +8,7 @@ from typing import Any, Literal, cast
 from pydantic import TypeAdapter
 from redis.asyncio import Redis
 
+from shared.memory_handle import MemoryHandle
 from shared.topology import Keys
 
 KEPT_S = 3600
@@ -45,6 +46,8 @@ class Part:
     """enrolled: the process group that the engine is in, if any. go: the one to use for this version."""
     first_rank: int = 0
     world_size: int = 0
+    lent: list[list[MemoryHandle]] = field(default_factory=list[list[MemoryHandle]])
+    """go, in a run whose weights are lent: the memory of each bucket, for each rank of the engine."""
     checksum: str = ""
     """done: the checksum of the version that the engine proved."""
     unverified: int = 0

@@ -228,10 +228,11 @@ class Rendezvous:
     """Where engines meet the trainer for one version; all times are seconds since the epoch."""
 
     host: str
+    """ipc: the id of the trainer's machine."""
     port: int
     group_name: str
     backend: str
-    """Of the process group: gloo or nccl; files where there is none, and no host and port either."""
+    """gloo or nccl, of the process group; ipc where engines read the trainer's memory, files where they read those."""
     enrol_until: float
     done_until: float
 
@@ -262,12 +263,14 @@ class WeightVersion:
     buckets: list[list[TensorSpec]]
     """Each bucket is broadcast as one flat tensor, its tensors in this order."""
     checksum: str
-    """SHA-256 over the names and bytes of all tensors, in order."""
+    """SHA-256 over `tensor_checksums`: names and hashes, in order."""
     tensor_checksums: dict[str, str]
-    """Hash of each tensor as SGLang's weight checker computes it on this device; empty where it cannot be predicted."""
+    """The hash that SGLang's weight checker computes of each parameter, by the engine's names."""
     rendezvous: Rendezvous
     files: WeightFiles | None = None
     """None: the buckets are broadcast."""
+    engine_device: str = "cpu"
+    """cpu or cuda: where the engines are whose checker computes those hashes; elsewhere it takes other ones."""
 
 
 @dataclass(frozen=True, slots=True)

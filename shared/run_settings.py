@@ -139,9 +139,10 @@ class RewardSettings(Settings):
 class WeightSettings(Settings):
     """How versions travel from the trainer to the engines."""
 
-    transport: Literal["broadcast", "disk", "delta"] = "broadcast"
-    """broadcast: from memory to memory, over a process group; disk: as safetensors in a folder that both sides see;
-    delta: the same, of most versions only what changed."""
+    transport: Literal["broadcast", "ipc", "disk", "delta"] = "broadcast"
+    """broadcast: from memory to memory, over a process group, NCCL between GPUs and gloo between CPUs; ipc: engines on
+    the trainer's machine copy out of its memory, by CUDA IPC on a GPU, so both may share one; disk: as safetensors in a
+    folder that both sides see; delta: the same, of most versions only what changed."""
     folder: str = ""
     """disk, delta: path or fsspec URL of the folder that trainer and engines share; empty: `weights` in the run's."""
     local_folder: str = ""
@@ -152,7 +153,10 @@ class WeightSettings(Settings):
     full_every: Positive = 20
     """delta: versions from one that is written in full to the next; the first one of every trainer is, too."""
     bucket_mib: Positive = 512
-    """Size of one broadcast, and of one safetensors file."""
+    """Size of one broadcast, of one piece of memory that is lent, or of one safetensors file."""
+    staging: Literal["auto", "device", "host"] = "auto"
+    """Where the trainer keeps two copies of the weights for engines: in the memory of its GPU, or pinned in the host's;
+    auto takes the GPU's if they need less than a third of what is free before the first step."""
     enrol_deadline_s: Seconds = 30
     """Seconds that engines have to enrol for a version; who is late joins the next one."""
     update_deadline_s: Seconds = 120

@@ -61,7 +61,7 @@ class TokenSource:
         return self._weights
 
     def _import(self) -> None:
-        self._weights = import_module("benchmarks.chaos.token_weights").TokenWeights()
+        self._weights = import_module("benchmarks.received_weights").ReceivedWeights()
 
 
 def _nothing(body: dict[str, Any]) -> None:

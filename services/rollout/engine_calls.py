@@ -27,6 +27,14 @@ class EngineRefused(EngineError):
         self.status = status
 
 
+class EngineApart(EngineRefused):
+    """The engine cannot take part in a version at all, and was not asked to."""
+
+    def __init__(self, reason: str) -> None:
+        EngineError.__init__(self, reason)
+        self.status = 0
+
+
 class EngineSilent(EngineError):
     """The engine did not answer in time, or broke the connection: it hangs or is gone."""
 
@@ -143,6 +151,17 @@ class EngineCalls:
         self.version = None
         await self._post("/update_weights_from_disk", body, deadline_s)
         self.version = str(version)
+
+    async def load_pickled(self, buckets: list[str], version: int | None, deadline_s: float) -> None:
+        """Load one bucket from the memory that its pickles name, one for each rank; `version` names the weights."""
+        body: dict[str, Any] = {
+            "serialized_named_tensors": buckets,
+            "load_format": "flattened_bucket",
+            "flush_cache": False,
+        }
+        if version is not None:
+            body["weight_version"] = str(version)
+        await self._post("/update_weights_from_tensor", body, deadline_s)
 
     async def flush_cache(self) -> None:
         """Forget every cached prefix; refused while requests run."""

@@ -4,11 +4,12 @@ import asyncio
 import contextlib
 import time
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import ClassVar, Protocol
 
 from services.rollout.engine_calls import EngineCalls, EngineError, EngineRefused
 from services.rollout.refused_files import FilesRefused
 from services.rollout.take_broadcast import TakeBroadcast
+from services.rollout.take_lent import TakeLent
 from services.rollout.update_progress import NotCleared, UpdateProgress
 from shared.enrolment import Part
 from shared.messages import WeightVersion
@@ -27,6 +28,9 @@ class UpdateFailed(EngineError):
 
 class Incoming(Protocol):
     """How the bytes of a version come into an engine. Every call keeps to the deadline of the announcement."""
+
+    together: ClassVar[bool]
+    """All engines of a wave take the bytes at the same moment, so that each has to be ready for it."""
 
     async def prepare(self, announced: WeightVersion, part: Part) -> None:
         """What can be done while the engine generates; its weights stay as they are."""
@@ -92,7 +96,7 @@ class EngineUpdate:
 
     def _incoming(self, announced: WeightVersion) -> Incoming:
         if announced.files is None:
-            return TakeBroadcast(self.calls)
+            return TakeLent(self.calls) if announced.rendezvous.backend == "ipc" else TakeBroadcast(self.calls)
         assert self.files is not None, "the run's settings say that versions come as files, to both sides"
         return self.files
 
@@ -103,7 +107,7 @@ class EngineUpdate:
         lap("prepare" if announced.files else "connect")
         await self._pause(until, lap, progress)
         await incoming.begin()
-        if announced.files is None:
+        if incoming.together:
             progress.enter("ready")
             await progress.cleared(until)
             lap("ready")
@@ -114,7 +118,7 @@ class EngineUpdate:
         progress.enter("proving")
         await self._flush()
         lap("flush")
-        expected = announced.tensor_checksums if self.device == "cpu" else {}
+        expected = announced.tensor_checksums if announced.engine_device == self.device else {}
         found = await self.calls.checksums(until - time.time())
         unverified = prove(expected, found)
         lap("prove")

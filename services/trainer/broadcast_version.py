@@ -3,6 +3,7 @@
 import asyncio
 import secrets
 import time
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 from services.trainer.gather_engines import Engines, Gathering
@@ -23,6 +24,7 @@ class Proofs:
 
     checksum: str
     tensor_checksums: dict[str, str]
+    engine_device: str
 
 
 @dataclass
@@ -37,7 +39,19 @@ class Outcome:
     setbacks: list[tuple[str, str]] = field(default_factory=list[tuple[str, str]])
     """(engine, why) of every round in which one failed, also if it has the version by now."""
     seconds: dict[str, float] = field(default_factory=dict[str, float])
-    """By phase: write, enrol, connect, ready, broadcast, prove; sums over the waves."""
+    """By phase: write, enrol, connect, ready, broadcast, lend, prove; sums over the waves."""
+
+    def sort(self, waiting: Iterable[str], parts: Mapping[str, Part], engines: Engines) -> None:
+        """Into done and failed, by how the parts of those who took part have ended; nobody waits again for the rest."""
+        for name in waiting:
+            part = parts.get(name)
+            if part is not None and part.state == "done":
+                self.done[name] = part
+            elif part is not None:
+                self.failed[name] = part.reason or "the engine started anew"
+            else:
+                self.failed[name] = "the engine did not finish in time"
+                engines.expect_nothing_of(name)
 
 
 class Broadcaster:
@@ -82,7 +96,15 @@ class Broadcaster:
         rendezvous = Rendezvous(meeting.host, meeting.port, announcement, backend, enrol_until, offer.until)
         layout = staged.buckets.layout
         await self._ledger.announce(
-            WeightVersion(staged.version, staged.step, layout, proofs.checksum, proofs.tensor_checksums, rendezvous)
+            WeightVersion(
+                staged.version,
+                staged.step,
+                layout,
+                proofs.checksum,
+                proofs.tensor_checksums,
+                rendezvous,
+                engine_device=proofs.engine_device,
+            )
         )
         return await self.engines.gather(staged.version, proofs.checksum, announcement, enrol_until)
 
@@ -92,21 +114,13 @@ class Broadcaster:
         waves = plan_waves(gathering, self._max_unavailable, self._groups.members, self._failed)
         left = set(gathering.waiting)
         for number, wave in enumerate(waves):
-            name = f"{offer.announcement}-{number}"
-            parts = await self._waves.send(offer, wave, name, outcome.seconds)
-            self._sort(parts, outcome)
-            left -= parts.keys()
+            name, waiting = f"{offer.announcement}-{number}", wave.gathering.waiting
+            left -= waiting.keys()
+            try:
+                outcome.sort(waiting, await self._waves.send(offer, wave, name, outcome.seconds), self.engines)
+            except RuntimeError as error:
+                outcome.failed.update(dict.fromkeys(waiting, f"the engines did not all join: {error}"))
             if outcome.failed:
                 self._groups.drop(wave.group or name)
                 break
         outcome.waiting = tuple(sorted(left))
-
-    def _sort(self, parts: dict[str, Part | str], outcome: Outcome) -> None:
-        for name, part in parts.items():
-            if isinstance(part, str):
-                outcome.failed[name] = part
-                self.engines.expect_nothing_of(name)
-            elif part.state == "done":
-                outcome.done[name] = part
-            else:
-                outcome.failed[name] = part.reason or "the engine started anew"

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 
 from services.trainer.backend import State
-from services.trainer.weight_buckets import checksum
+from services.trainer.weight_hashes import checksum
 from shared.messages import WeightVersion
 
 MACHINE = ("seconds_", "critic_seconds_", "tokens_per_second", "mfu", "gpu_memory_")
@@ -68,7 +68,7 @@ def against_version(announced: WeightVersion, named: Mapping[str, torch.Tensor])
     """Weights against the checksum that was published with them."""
     order = [spec.name for bucket in announced.buckets for spec in bucket]
     same_names = set(order) == set(named)
-    equal = same_names and checksum({name: named[name] for name in order}) == announced.checksum
+    equal = same_names and checksum(named, announced.engine_device) == announced.checksum
     return WeightCheck("published version", equal, len(order), [], 0.0)
 
 

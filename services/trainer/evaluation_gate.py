@@ -33,12 +33,16 @@ class EvaluationGate:
         self._redis, self._settings, self._leave, self._log = redis, settings, leave, log
         self._await_redis, self._keys = await_redis, Keys(settings.name)
 
+    def is_due(self, version: int) -> bool:
+        """Whether this version is evaluated, and so has to be published."""
+        return version >= 0 and is_due(self._settings, version)
+
     async def wait(self, version: int) -> bool:
         """False if the evaluation of `version` did not complete within eval.deadline_s seconds.
 
         A run that only evaluates waits until it is complete, or the run is to stop: nothing else needs the engines.
         """
-        if version < 0 or not is_due(self._settings, version):
+        if not self.is_due(version):
             return True
         until = math.inf if self._settings.evaluates_only else time.monotonic() + self._settings.eval.deadline_s
         while not is_complete(self._settings, await self._tallies(version)):

@@ -108,7 +108,16 @@ class FileTransport:
         meeting = Rendezvous("", 0, offer.announcement, "files", enrol_until, offer.until)
         version, layout = staged.version, staged.buckets.layout
         await self._ledger.announce(
-            WeightVersion(version, staged.step, layout, proofs.checksum, proofs.tensor_checksums, meeting, files)
+            WeightVersion(
+                version,
+                staged.step,
+                layout,
+                proofs.checksum,
+                proofs.tensor_checksums,
+                meeting,
+                files,
+                proofs.engine_device,
+            )
         )
         return await self.engines.gather(version, proofs.checksum, offer.announcement, enrol_until)
 
@@ -129,16 +138,8 @@ class FileTransport:
         while len(parts) < len(names) and offer.left_s > 0:
             await asyncio.sleep(POLL_S)
             parts = await self.engines.ended(offer.staged.version, offer.announcement, names)
-        for name in names:
-            part = parts.get(name)
-            if part is None:
-                outcome.failed[name] = "the engine did not finish in time"
-                self.engines.expect_nothing_of(name)
-            elif part.state == "done":
-                outcome.done[name] = part
-            else:
-                outcome.failed[name] = part.reason or "the engine started anew"
-                self._refused = self._refused or part.files_refused
+        outcome.sort(names, parts, self.engines)
+        self._refused = self._refused or any(part.files_refused for part in parts.values())
 
     async def _prune(self) -> None:
         """Delete what nobody needs any more. What cannot be deleted now is tried again with the next version."""

@@ -2,13 +2,14 @@
 
 import asyncio
 import time
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 
 from redis.asyncio import Redis
 
 from services.trainer.rendezvous import Member
 from shared.enrolment import AT_WORK, Part, Word, read_parts, say, write_parts
+from shared.memory_handle import MemoryHandle
 from shared.runs import present
 from shared.topology import Keys
 
@@ -78,14 +79,21 @@ class Engines:
                 return Gathering({n: part for n, part in waiting.items() if n not in self.given_up}, holding)
             await asyncio.sleep(POLL_S)
 
-    async def start(self, version: int, gathering: Gathering, group: str) -> None:
-        """Tell every waiting engine to begin, and with which ranks."""
+    async def start(
+        self,
+        version: int,
+        gathering: Gathering,
+        group: str,
+        lent: Mapping[str, list[list[MemoryHandle]]] | None = None,
+    ) -> None:
+        """Tell every waiting engine to begin, and with which ranks in a group, or where the version lies."""
         world_size = 1 + sum(part.ranks for part in gathering.waiting.values())
         parts: dict[str, Part] = {}
         first_rank = 1
         for name, part in gathering.waiting.items():
             place = replace(part, group=group, first_rank=first_rank, world_size=world_size)
-            parts[name] = replace(place, state="go", since=0)
+            go = replace(place, state="go", since=0)
+            parts[name] = replace(go, lent=lent[name]) if lent else go
             first_rank += part.ranks
         await write_parts(self._redis, self._keys, version, parts)
 

@@ -19,7 +19,9 @@ class Publisher(Protocol):
 
     def stage(self, version: int, step: int, named_tensors: Iterable[tuple[str, torch.Tensor]]) -> Any: ...
 
-    async def publish(self, staged: Any) -> Any: ...
+    async def publish(self, staged: Any) -> object | None:
+        """None if a newer snapshot has replaced this one."""
+        ...
 
 
 class Versions(Protocol):
@@ -46,7 +48,10 @@ class Versions(Protocol):
 
 
 class PublishedVersions:
-    """Versions for engines: one publication in flight, the next one waits for it."""
+    """Versions for engines: one publication in flight, and of those that come meanwhile the newest waits for it.
+
+    One that is to be evaluated is published in any case, and the step after it waits for that.
+    """
 
     def __init__(
         self, publisher: Publisher, learner: Learner, compute: ComputeThread, gate: EvaluationGate, first: int
@@ -59,15 +64,22 @@ class PublishedVersions:
             gate,
             first,
         )
+        self._offered = self._published = first - 1
+        self._waiting: Any = None
+        self._at_once = False
         self._in_flight: asyncio.Task[None] | None = None
 
     async def offer(self, version: int, at_once: bool = False) -> None:
         """See Versions."""
         if version < self._first:
             return
-        await self.settle()
-        staged = await self._compute.run(self._stage, version)
-        self._in_flight = asyncio.create_task(self._publish(version, staged, at_once))
+        if self._gate.is_due(self._offered) and not at_once:
+            await self.settle()
+        self._waiting = await self._compute.run(self._stage, version)
+        self._offered, self._at_once = version, at_once
+        self.check()
+        if self._in_flight is None or self._in_flight.done():
+            self._in_flight = asyncio.create_task(self._publish())
 
     async def settle(self) -> None:
         """See Versions."""
@@ -85,13 +97,16 @@ class PublishedVersions:
             await asyncio.wait([self._in_flight], timeout=grace_s)
             await end(self._in_flight)
 
-    def _stage(self, version: int) -> Any:
-        return self._publisher.stage(version, version, self._learner.named_tensors())
+    def _stage(self, version: int) -> tuple[int, Any]:
+        return version, self._publisher.stage(version, version, self._learner.named_tensors())
 
-    async def _publish(self, version: int, staged: Any, at_once: bool) -> None:
-        if not at_once:
-            await self._gate.wait(version - 1)
-        await self._publisher.publish(staged)
+    async def _publish(self) -> None:
+        while self._waiting is not None:
+            if not self._at_once:
+                await self._gate.wait(self._published)
+            (version, staged), self._waiting = self._waiting, None
+            if await self._publisher.publish(staged) is not None:
+                self._published = version
 
 
 class CountedVersions:

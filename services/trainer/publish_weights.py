@@ -9,6 +9,7 @@ from typing import Protocol
 
 import torch
 
+from services.trainer.beside_training import BesideTraining
 from services.trainer.broadcast_version import Broadcaster, Outcome, Proofs
 from services.trainer.gather_engines import Engines
 from services.trainer.rendezvous import in_thread
@@ -16,7 +17,8 @@ from services.trainer.stage_weights import Stage, Staged
 from services.trainer.step_ledger import StepLedger
 from services.trainer.takes import takes_of
 from services.trainer.tell import tell
-from services.trainer.weight_buckets import WeightBuckets, checksum, engine_checksums
+from services.trainer.weight_buckets import WeightBuckets
+from services.trainer.weight_hashes import digest, engine_checksums
 from shared.await_redis import AwaitRedis
 from shared.logs import Log
 from shared.redis_connection import UNREACHABLE
@@ -60,7 +62,7 @@ class PublishReport:
     unverified: tuple[str, ...]
     """Those of `done` of which some or all tensors could not be verified."""
     seconds: dict[str, float] = field(default_factory=dict[str, float])
-    """By phase: hash, write, enrol, connect, broadcast, prove, total; those of the last round."""
+    """By phase: hash, write, enrol, connect, ready, broadcast, lend, prove, total; those of the last round."""
 
 
 class Transport(Protocol):
@@ -94,18 +96,22 @@ class WeightPublisher:
         host: str,
         log: Log,
         bucket_mib: int = 512,
+        staging: str = "auto",
         deadlines: Deadlines | None = None,
         await_redis: AwaitRedis | None = None,
         transport: Transport | None = None,
     ) -> None:
-        """`host` is the address by which engines reach this process, if they are to: without a `transport`."""
+        """`host` is the address by which engines reach this process, if they are to: without a `transport`.
+
+        For `staging` see Stage.
+        """
         self._redis, self._run, self._ledger = ledger.redis, ledger.run, ledger
         self._log, self._deadlines = log, deadlines or Deadlines()
         self._await_redis = await_redis or AwaitRedis(log, ledger.run)
-        self._stage = Stage(bucket_mib * MIB)
+        self._stage = Stage(bucket_mib * MIB, staging)
         waits = self._deadlines
         self._transport = transport or Broadcaster(ledger, host, waits.enrol_s, waits.max_unavailable, log)
-        self._lock = asyncio.Lock()
+        self._lock, self._beside = asyncio.Lock(), BesideTraining()
         self._newest: tuple[Staged, Proofs] | None = None
 
     def stage(self, version: int, step: int, named_tensors: Iterable[tuple[str, torch.Tensor]]) -> Staged:
@@ -116,10 +122,11 @@ class WeightPublisher:
         """
         return self._stage.stage(version, step, named_tensors)
 
-    async def publish(self, staged: Staged) -> PublishReport:
+    async def publish(self, staged: Staged) -> PublishReport | None:
         """Announce a version, send it to all engines that are up, and wait for their proofs or the deadline.
 
-        Version 0 waits for a first engine. Later ones do not: whoever comes up gets the newest by `serve_joiners`.
+        None if a newer snapshot has taken its place. Version 0 waits for a first engine. Later ones do not: whoever
+        comes up gets the newest by `serve_joiners`.
 
         Raises:
             FencedOut: another trainer took the run over.
@@ -127,8 +134,9 @@ class WeightPublisher:
         """
         started = time.monotonic()
         async with self._lock:
-            self._stage.publish(staged)
-            proofs = await in_thread(lambda: _prove(staged.buckets))
+            if not self._stage.publish(staged):
+                return None
+            proofs = await in_thread(lambda: self._prove(staged.buckets))
             hashed_s = time.monotonic() - started
             self._newest = (staged, proofs)
             if staged.version == 0:
@@ -215,14 +223,16 @@ class WeightPublisher:
                 return
             await asyncio.sleep(JOINER_POLL_S)
 
+    def _prove(self, buckets: WeightBuckets) -> Proofs:
+        buckets.wait_copied()
+        with self._beside.on(buckets.device):
+            hashes = engine_checksums(buckets.tensors, buckets.device.type, buckets.device)
+        return Proofs(digest(hashes), hashes, buckets.device.type)
+
     def _log_report(self, event: str, report: PublishReport) -> None:
         counts = {"done": len(report.done), "failed": len(report.failed), "unverified": len(report.unverified)}
         phases = {f"{phase}_s": value for phase, value in report.seconds.items()}
         self._log.info(event, run=self._run, version=report.version, **counts, **phases)
-
-
-def _prove(buckets: WeightBuckets) -> Proofs:
-    return Proofs(checksum(buckets.tensors), engine_checksums(buckets.tensors))
 
 
 def _report(staged: Staged, proofs: Proofs, outcome: Outcome, seconds: dict[str, float]) -> PublishReport:

@@ -10,8 +10,10 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, TypeVar
 
-import torch
 from torch import distributed
+
+from services.trainer.beside_training import BesideTraining
+from services.trainer.weight_buckets import WeightBuckets
 
 T = TypeVar("T")
 c10d: Any = distributed
@@ -58,7 +60,7 @@ class Communicator:
         self, meeting: MeetingPoint, name: str, members: Sequence[Member], backend: str, wait_s: float
     ) -> None:
         """Blocks until all members have joined; RuntimeError after `wait_s` seconds."""
-        self.name, self.members = name, tuple(members)
+        self.name, self.members, self._beside = name, tuple(members), BesideTraining()
         world_size = 1 + sum(member.ranks for member in members)
         device = "cpu" if backend == "gloo" else "cuda"
         # The names under which `torch.distributed` looks for its peers in the engines' processes.
@@ -68,7 +70,7 @@ class Communicator:
         timeout = timedelta(seconds=wait_s)
         self._group: Any = (_gloo if backend == "gloo" else _nccl)(store, meeting.host, world_size, timeout)
 
-    def broadcast(self, flat: Sequence[torch.Tensor]) -> None:
+    def broadcast(self, buckets: WeightBuckets) -> None:
         """Send the buckets in order; blocks until the engines have them. RuntimeError when the group breaks.
 
         On the CPU an engine that takes nothing breaks the group after the seconds that its bucket may take: gloo
@@ -76,15 +78,14 @@ class Communicator:
         """
         group = self._group
         try:
-            for bucket in flat:
-                options = c10d.BroadcastOptions()
-                options.rootRank, options.rootTensor = 0, 0
-                options.timeout = timedelta(seconds=STALL_S + bucket.numel() / SLOWEST_BYTES_S)
-                group.broadcast([bucket], options).wait()
+            with self._beside.on(buckets.device):
+                for bucket in buckets.to_send():
+                    options = c10d.BroadcastOptions()
+                    options.rootRank, options.rootTensor = 0, 0
+                    options.timeout = timedelta(seconds=STALL_S + bucket.numel() / SLOWEST_BYTES_S)
+                    group.broadcast([bucket], options).wait()
         finally:
             del group  # an exception keeps this frame, and connections close with the last reference to the group
-        if flat[0].is_cuda:
-            torch.cuda.synchronize(flat[0].device)
 
     def abort(self) -> None:
         """Free whoever is blocked in `broadcast`, here or in an engine; the group cannot be used any more.

@@ -8,9 +8,10 @@ from pathlib import Path
 from services.trainer.compute_thread import ComputeThread
 from services.trainer.export_model import export_model
 from services.trainer.file_transport import FileTransport
+from services.trainer.lend_version import Lender
 from services.trainer.orders import RanksOutOfStep
 from services.trainer.prepare_run import OpenPublisher, PreparedRun, prepare_run
-from services.trainer.publish_weights import Deadlines, WeightPublisher
+from services.trainer.publish_weights import Deadlines, Transport, WeightPublisher
 from services.trainer.recorded_run import owner_of
 from services.trainer.roll_back import WentBack
 from services.trainer.step_ledger import StepLedger
@@ -129,9 +130,18 @@ def _open_publisher(serving: Serving, ledger: StepLedger) -> WeightPublisher:
         update_s=weights.update_deadline_s,
         max_unavailable=weights.max_unavailable,
     )
-    transport = _file_transport(serving, ledger) if weights.transport != "broadcast" else None
-    log, await_redis = serving.place.log, serving.await_redis()
-    return WeightPublisher(ledger, host, log, weights.bucket_mib, deadlines, await_redis, transport)
+    log, redis = serving.place.log, serving.await_redis()
+    transport = _transport(serving, ledger)
+    staging = "device" if isinstance(transport, Lender) else weights.staging
+    return WeightPublisher(ledger, host, log, weights.bucket_mib, staging, deadlines, redis, transport)
+
+
+def _transport(serving: Serving, ledger: StepLedger) -> Transport | None:
+    """None for a broadcast."""
+    weights = serving.record.settings.weights
+    if weights.transport == "ipc":
+        return Lender(ledger, weights.enrol_deadline_s, weights.max_unavailable)
+    return None if weights.transport == "broadcast" else _file_transport(serving, ledger)
 
 
 def _file_transport(serving: Serving, ledger: StepLedger) -> FileTransport:

@@ -37,6 +37,10 @@ REFUSED = [
     (["rollout.staleness_policy=wait", "rollout.over_sampling=2"], "write over_sampling = 0"),
     (["rollout.staleness_policy=wait", "rollout.selection=freshest"], 'write selection = "fifo"'),
     (["rollout.sampling.temperature=0"], "all attempts are equal"),
+    (
+        ["weights.transport=ipc", "weights.staging=host"],
+        "copies that lie where the trainer's weights are; leave it out",
+    ),
     ([*SERVED, "rollout.sampling.temperature=0.8"], "write temperature = 1.0, or trainer.distillation.teacher"),
 ]
 FINE = [
@@ -45,6 +49,8 @@ FINE = [
     ["reward.type=math", "reward.deadline_s=1"],
     ["reward.group_filter=mine:keep", "rollout.selection=mine:select", "rollout.generate=mine:generate"],
     ["reward.group_filter=nonzero_std", "rollout.selection=priority"],
+    ["weights.transport=ipc"],
+    ["weights.staging=host"],
     SERVED,
 ]
 

@@ -18,6 +18,7 @@ import torch
 from redis.asyncio import Redis
 
 from services.rollout.launch_engine import check_port
+from services.trainer.lend_version import Lender
 from services.trainer.publish_weights import Deadlines, PublishReport, WeightPublisher
 from services.trainer.serve_run import _open_publisher
 from services.trainer.step_ledger import StepLedger
@@ -124,18 +125,22 @@ async def test_versions_reach_the_engine_with_requests_in_flight_and_every_span_
         await until(lambda: _is_listed(real, 0), 60)
         await until(lambda: _is_ready(client, real), 60)
         for version in range(1, 5):
-            prompt = [version, 10, 20]
-            started = [asyncio.Event() for _ in range(4)]
-            requests = [asyncio.create_task(real.generate_streaming(prompt, TOKENS, event)) for event in started]
-            async with asyncio.timeout(20):
-                await asyncio.gather(*(event.wait() for event in started))
-            report = await policy.publish()
-            assert (len(report.done), report.failed, report.unverified) == (1, {}, ())
-            assert report.seconds["total"] < 5
-            for answer in await asyncio.gather(*requests):
-                check_spans(policy, prompt, answer, version)
-            after = await real.generate([1, 2, 3], 4)
-            assert after["meta_info"]["weight_version"] == str(version)
+            await publish_under_load(policy, real, version)
+
+
+async def publish_under_load(policy: Policy, real: RealEngine, version: int) -> None:
+    """A version while requests are under way: they run through, and every token has its own version's probability."""
+    prompt, started = [version, 10, 20], [asyncio.Event() for _ in range(4)]
+    requests = [asyncio.create_task(real.generate_streaming(prompt, TOKENS, event)) for event in started]
+    async with asyncio.timeout(20):
+        await asyncio.gather(*(event.wait() for event in started))
+    report = await policy.publish()
+    assert (len(report.done), report.failed, report.unverified) == (1, {}, ())
+    assert report.seconds["total"] < 5
+    for answer in await asyncio.gather(*requests):
+        check_spans(policy, prompt, answer, version)
+    after = await real.generate([1, 2, 3], 4)
+    assert after["meta_info"]["weight_version"] == str(version)
 
 
 def check_spans(policy: Policy, prompt: list[int], answer: dict[str, Any], version: int) -> None:
@@ -249,6 +254,19 @@ async def test_the_next_run_with_the_same_settings_keeps_the_process_and_gets_it
         await until(lambda: _is_listed(real, 0), 60)
         assert named(descendants(real.processes[1]), "engine_server").pid == server
         assert (await real.generate([5], 2))["meta_info"]["weight_version"] == "0"
+
+
+async def test_versions_out_of_memory_that_the_trainer_lends_are_as_good_as_those_that_it_sends(
+    real: RealEngine, client: Redis
+) -> None:
+    async with policy_from(client, real, 0) as sent:
+        await sent.publish()
+    ledger, waits = StepLedger(client, real.run), Deadlines(enrol_s=10, update_s=30, first_engine_s=START_S)
+    lending = WeightPublisher(ledger, "", Log("trainer"), 1, deadlines=waits, transport=Lender(ledger, 10))
+    async with policy_from(client, real, 0, lending) as policy:
+        await policy.publish()
+        for version in (1, 2):
+            await publish_under_load(policy, real, version)
 
 
 @pytest.mark.parametrize("transport", ["disk", "delta"])

@@ -62,7 +62,7 @@ class Trainer:
         writer = VersionWriter(self.files, about, 100 if self.deltas else None, PIECE)
         self.transport = FileTransport(ledger, writer, self.keep, self.enrol_s, self.at_once, log)
         waits = Deadlines(self.enrol_s, self.update_s, 5)
-        self.publisher = WeightPublisher(ledger, "", log, 1, waits, transport=self.transport)
+        self.publisher = WeightPublisher(ledger, "", log, 1, deadlines=waits, transport=self.transport)
         return self
 
     async def publish(self, version: int) -> PublishReport:

@@ -10,7 +10,8 @@ import torch
 from redis.asyncio import Redis
 from torch import distributed
 
-from services.trainer.weight_buckets import WeightBuckets, checksum
+from services.trainer.weight_buckets import WeightBuckets
+from services.trainer.weight_hashes import checksum
 from shared.enrolment import Part, Word, listen, read_part, write_parts
 from shared.messages import WeightVersion
 from shared.runs import announce, withdraw
@@ -37,6 +38,11 @@ class ReceivingEngine:
     words: list[Word] = field(default_factory=list)
     """What the trainer told it when it was ready."""
     connection: Any = None
+    is_open: asyncio.Event = field(default_factory=asyncio.Event)
+    """It drains until this is set, as it is at first."""
+
+    def __post_init__(self) -> None:
+        self.is_open.set()
 
     async def live(self) -> None:
         stream, last = Stream[WeightVersion](self.redis, self.run, WEIGHTS), "0"
@@ -54,7 +60,7 @@ class ReceivingEngine:
     async def _take_part(self, announced: WeightVersion) -> None:
         part = Part("enrolled", announced.rendezvous.group_name, self.incarnation, 1, self.group)
         held = self.received.get(announced.version)
-        if held is not None and checksum(held) == announced.checksum:
+        if held is not None and checksum(held, "cpu") == announced.checksum:
             return await self._write(announced, replace(part, state="done", checksum=announced.checksum))
         await self._write(announced, part)
         go = await self._wait_for_go(announced)
@@ -74,9 +80,10 @@ class ReceivingEngine:
         """From its place in the group to the end of its part."""
         if self.behaviour == "freezes":
             await asyncio.sleep(3600)
-        if self.behaviour == "drains":
+        if self.behaviour == "drains" or not self.is_open.is_set():
             await self._write(announced, replace(part, state="draining", group=self.group))
-            await asyncio.sleep(1)
+            await asyncio.sleep(1 if self.behaviour == "drains" else 0)
+            await self.is_open.wait()
         paused = time.time()
         await self._write(announced, replace(part, state="ready", group=self.group))
         if not await self._is_cleared(announced):
@@ -95,7 +102,7 @@ class ReceivingEngine:
             return replace(part, state="failed", reason=f"broken: {error}")
         self.received[announced.version] = buckets.tensors
         self.at_work = (paused, time.time())
-        return replace(part, state="done", checksum=checksum(buckets.tensors))
+        return replace(part, state="done", checksum=checksum(buckets.tensors, "cpu"))
 
     async def _wait_for_go(self, announced: WeightVersion) -> Part | None:
         stream = Stream[WeightVersion](self.redis, self.run, WEIGHTS)

@@ -107,10 +107,11 @@ class NotedVersions:
         assert version == step
         return version, {name: tensor.clone() for name, tensor in named_tensors}
 
-    async def publish(self, staged: Any) -> None:
+    async def publish(self, staged: Any) -> int:
         version, tensors = staged
         self.published[version] = tensors
         await self._ledger.served(version)
+        return version
 
     async def serve_joiners(self) -> None:
         await asyncio.get_running_loop().create_future()

@@ -15,7 +15,7 @@ from redis.exceptions import ConnectionError
 from services.trainer.gather_engines import Engines
 from services.trainer.publish_weights import Deadlines, WeightPublisher
 from services.trainer.step_ledger import StepLedger
-from services.trainer.weight_buckets import checksum
+from services.trainer.weight_hashes import checksum
 from shared.errors import FencedOut
 from shared.logs import Log
 from shared.messages import Event, WeightVersion
@@ -73,7 +73,7 @@ async def test_every_engine_receives_the_staged_bytes_and_the_counter_advances(
     async with living(one, two):
         report = await publisher.publish(publisher.stage(0, 0, weights(0)))
     assert report.done == ("one", "two")
-    assert checksum(one.received[0]) == checksum(two.received[0]) == report.checksum
+    assert checksum(one.received[0], "cpu") == checksum(two.received[0], "cpu") == report.checksum
     for name, tensor in weights(0):
         assert torch.equal(two.received[0][name], tensor)
     assert (await Ledger(redis, Keys(RUN)).counters())["weight_version"] == 0
@@ -124,7 +124,7 @@ async def test_a_later_version_without_engines_is_finished_at_once_and_a_joiner_
     async with living(late):
         await until(lambda: _has(late, 7))
     await end(joiners)
-    assert checksum(late.received[7]) == report.checksum
+    assert checksum(late.received[7], "cpu") == report.checksum
 
 
 async def test_engines_that_hold_the_version_are_left_alone_while_a_joiner_gets_it(
@@ -162,7 +162,7 @@ async def test_an_engine_that_refuses_frees_the_others_and_all_get_the_version_i
         report = await publisher.publish(publisher.stage(1, 1, weights(1)))
         assert time.monotonic() - started < 3
     assert set(report.done) == {"good", "bad"}
-    assert checksum(bad.received[1]) == checksum(good.received[1]) == report.checksum
+    assert checksum(bad.received[1], "cpu") == checksum(good.received[1], "cpu") == report.checksum
 
 
 @pytest.mark.parametrize("behaviour", ["freezes", "stalls", "dies"])
@@ -255,7 +255,7 @@ async def test_a_restarted_engine_is_another_member_and_gets_the_newest_version(
         report = await publisher.publish(publisher.stage(1, 1, weights(1)))
     await end(joiners)
     assert report.done == ("one",)
-    assert checksum(again.received[1]) == report.checksum
+    assert checksum(again.received[1], "cpu") == report.checksum
 
 
 @pytest.mark.parametrize("moment", ["gather", "start", "ended"])
@@ -275,7 +275,7 @@ async def test_a_redis_that_goes_away_in_the_middle_costs_a_round_and_no_engine(
     async with living(one, two):
         report = await publisher.publish(publisher.stage(3, 3, weights(3)))
     assert set(report.done) == {"one", "two"}
-    assert checksum(one.received[3]) == checksum(two.received[3]) == report.checksum
+    assert checksum(one.received[3], "cpu") == checksum(two.received[3], "cpu") == report.checksum
     assert (await Ledger(redis, Keys(RUN)).counters())["weight_version"] == 3
 
 
@@ -287,7 +287,7 @@ async def test_an_engine_takes_a_version_again_that_was_trained_again_and_an_old
         for version, seed in ((7, 1), (5, 2), (7, 3)):
             report = await publisher.publish(publisher.stage(version, version, weights(seed)))
             assert report.done == ("one",)
-            assert checksum(engine.received[version]) == report.checksum
+            assert checksum(engine.received[version], "cpu") == report.checksum
 
 
 async def test_a_trainer_that_was_replaced_offers_engines_nothing_and_opens_no_admission(

@@ -62,7 +62,7 @@ async def test_an_engine_that_did_not_get_a_version_is_told_with_the_reason(
     redis: Redis, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("services.trainer.rendezvous.STALL_S", 0.3)
-    monkeypatch.setattr("services.trainer.broadcast_version.GRACE_S", 0.5)
+    monkeypatch.setattr("services.trainer.send_wave.GRACE_S", 0.5)
     publisher = publish_to(redis, update_s=3.0, enrol_s=3.0)
     async with living(ReceivingEngine(redis, RUN, "good"), ReceivingEngine(redis, RUN, "bad", "dies")):
         report = await publisher.publish(publisher.stage(0, 0, weights(0, rows=200_000)))
@@ -102,7 +102,7 @@ async def test_other_weights_that_are_published_under_a_number_are_told_apart(re
 
 
 def open_publisher(serving: Serving, ledger: StepLedger) -> WeightPublisher:
-    return WeightPublisher(ledger, "127.0.0.1", serving.place.log, 1, Deadlines(5, 5, 5), serving.await_redis())
+    return WeightPublisher(ledger, "127.0.0.1", serving.place.log, 1, "auto", Deadlines(5, 5, 5), serving.await_redis())
 
 
 class Publishing:
@@ -138,6 +138,8 @@ KILLS: dict[str, tuple[Any, str, bool]] = {
 async def test_a_trainer_killed_with_a_version_under_way_leaves_the_ledger_of_one_that_was_not(
     redis: Redis, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str
 ) -> None:
+    # every version is published, as if each were evaluated: otherwise newer ones may take the place of one that waits
+    monkeypatch.setattr("services.trainer.evaluation_gate.is_due", lambda settings, version: True)
     whole, hurt = Publishing(redis, tmp_path / "whole"), Publishing(redis, tmp_path / "hurt")
     await feed(redis, RUN, range(12))
     await whole.train()

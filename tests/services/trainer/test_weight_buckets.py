@@ -1,19 +1,11 @@
-"""Buckets hold exactly the parameters' bytes; hashes are those that SGLang computes."""
-
-import hashlib
+"""Buckets hold exactly the parameters' bytes."""
 
 import pytest
 import torch
 
-from services.trainer.stage_weights import Stage
-from services.trainer.weight_buckets import WeightBuckets, checksum, engine_checksums, plan_buckets
+from services.trainer.weight_buckets import WeightBuckets, plan_buckets
 
 CPU = torch.device("cpu")
-
-
-def sglang_hash(tensor: torch.Tensor) -> str:
-    """What SGLang's `tensor_hash` does with a tensor on the CPU."""
-    return hashlib.sha256(tensor.contiguous().view(torch.uint8).numpy().tobytes()).digest()[:8].hex()
 
 
 def test_buckets_are_filled_up_to_the_limit_and_a_larger_tensor_has_its_own() -> None:
@@ -57,60 +49,3 @@ def test_a_tensor_that_is_not_given_is_an_error() -> None:
     buckets = WeightBuckets(plan_buckets(tensors, 1000), CPU)
     with pytest.raises(ValueError, match="such as b"):
         buckets.copy_from(tensors[:1])
-
-
-def test_engine_hashes_are_of_the_fused_parameters() -> None:
-    layer = "model.layers.0"
-    tensors = {
-        f"{layer}.self_attn.{name}_proj.{kind}": torch.randn(*shape)
-        for name in "qkv"
-        for kind, shape in (("weight", (4, 8)), ("bias", (4,)))
-    }
-    tensors |= {f"{layer}.mlp.{name}_proj.weight": torch.randn(6, 8) for name in ("gate", "up", "down")}
-    q, k, v = (tensors[f"{layer}.self_attn.{name}_proj.weight"] for name in "qkv")
-    gate, up, down = (tensors[f"{layer}.mlp.{name}_proj.weight"] for name in ("gate", "up", "down"))
-    hashes = engine_checksums(tensors)
-    assert hashes.keys() == {
-        f"{layer}.self_attn.qkv_proj.weight",
-        f"{layer}.self_attn.qkv_proj.bias",
-        f"{layer}.mlp.gate_up_proj.weight",
-        f"{layer}.mlp.down_proj.weight",
-    }
-    assert hashes[f"{layer}.self_attn.qkv_proj.weight"] == sglang_hash(torch.cat([q, k, v]))
-    assert hashes[f"{layer}.mlp.gate_up_proj.weight"] == sglang_hash(torch.cat([gate, up]))
-    assert hashes[f"{layer}.mlp.down_proj.weight"] == sglang_hash(down)
-
-
-def test_engine_hashes_of_embeddings_cover_the_padding_that_engines_add() -> None:
-    embedding = torch.randn(259, 8).bfloat16()
-    padded = torch.cat([embedding, torch.zeros(61, 8).bfloat16()])
-    hashes = engine_checksums({"model.embed_tokens.weight": embedding, "lm_head.weight": embedding})
-    assert hashes == dict.fromkeys(("model.embed_tokens.weight", "lm_head.weight"), sglang_hash(padded))
-
-
-def test_the_checksum_depends_on_names_and_bytes() -> None:
-    one, other = torch.ones(4), torch.tensor([1.0, 1.0, 1.0, 1.0000001])
-    assert checksum({"a": one}) != checksum({"b": one})
-    assert checksum({"a": one}) != checksum({"a": other})
-    assert checksum({"a": one}) == hashlib.sha256(b"a" + one.numpy().tobytes()).hexdigest()
-
-
-def test_the_stage_reuses_two_copies_and_never_the_published_one() -> None:
-    stage = Stage(limit_bytes=1000)
-    first = stage.stage(0, 0, [("a", torch.full((4,), 0.0))])
-    stage.publish(first)
-    second = stage.stage(1, 1, [("a", torch.full((4,), 1.0))])
-    third = stage.stage(2, 2, [("a", torch.full((4,), 2.0))])
-    assert second.replaced
-    assert third.buckets is second.buckets
-    assert first.buckets.tensors["a"][0] == 0.0
-    stage.publish(third)
-    assert stage.stage(3, 3, [("a", torch.full((4,), 3.0))]).buckets is first.buckets
-
-
-def test_a_replaced_snapshot_cannot_be_published() -> None:
-    stage = Stage(limit_bytes=1000)
-    old = stage.stage(1, 1, [("a", torch.zeros(4))])
-    stage.stage(2, 2, [("a", torch.zeros(4))])
-    with pytest.raises(AssertionError, match="version 1 was replaced"):
-        stage.publish(old)

@@ -1,0 +1,146 @@
+"""Versions of random tensors, published to another process -> seconds by phase, and of plain broadcasts between."""
+
+import asyncio
+import multiprocessing
+import statistics
+import time
+from dataclasses import dataclass, field
+from multiprocessing.connection import Connection
+from typing import Any
+
+import torch
+from redis.asyncio import Redis
+
+from benchmarks.own_redis import free_port
+from benchmarks.plain_broadcast import PlainBroadcast
+from benchmarks.weight_receiver import NAME, receive
+from services.trainer.publish_weights import PublishReport, WeightPublisher
+from services.trainer.stage_weights import Staged
+from shared.enrolment import read_part
+from shared.topology import Keys
+
+TENSOR_BYTES = 2**25
+START_S = 120.0
+Named = list[tuple[str, torch.Tensor]]
+
+
+@dataclass
+class Samples:
+    """Seconds of each version, by phase."""
+
+    phases: dict[str, list[float]] = field(default_factory=dict[str, list[float]])
+
+    def add(self, seconds: dict[str, float]) -> None:
+        for phase, value in seconds.items():
+            self.phases.setdefault(phase, []).append(value)
+
+    def medians(self) -> dict[str, float]:
+        return {phase: statistics.median(values) for phase, values in self.phases.items()}
+
+    def ratio(self, phase: str, other: str) -> float:
+        """The median, version by version, of the seconds of one over those of the other."""
+        return statistics.median(one / two for one, two in zip(self.phases[phase], self.phases[other], strict=True))
+
+
+class Receiver:
+    """The other process."""
+
+    def __init__(self, redis_url: str, run: str, device: torch.device) -> None:
+        context = multiprocessing.get_context("spawn")
+        self._orders, theirs = context.Pipe()
+        self._process = context.Process(target=receive, args=(theirs, redis_url, run, str(device)), daemon=True)
+        self._process.start()
+
+    async def seconds(self) -> dict[str, float]:
+        """How long it has received and copied so far."""
+        self._orders.send("seconds")
+        return await self.answer()
+
+    def expect_broadcast(self, port: int, nbytes: int) -> None:
+        """It takes part, and answers once it has everything."""
+        self._orders.send((port, nbytes))
+
+    async def copy_plainly(self, nbytes: int) -> float:
+        """Seconds of a copy of as many bytes there."""
+        self._orders.send(("copy", nbytes))
+        return await self.answer()
+
+    async def answer(self) -> Any:
+        return await asyncio.to_thread(self._read, self._orders)
+
+    def close(self) -> None:
+        self._orders.send("end")
+        self._process.join(START_S)
+        self._process.kill()
+
+    def _read(self, orders: Connection) -> Any:
+        assert orders.poll(START_S), "the receiver does not answer"
+        answer = orders.recv()
+        assert answer != "failed", "the receiver could not load a version"
+        return answer
+
+
+class Versions:
+    """Publishes versions of the same tensors, one after the other."""
+
+    def __init__(self, redis: Redis, run: str, publisher: WeightPublisher, receiver: Receiver, named: Named) -> None:
+        self._redis, self._keys, self._publisher, self._receiver = redis, Keys(run), publisher, receiver
+        self._named, self._port = named, free_port()
+        self._plain: PlainBroadcast | None = None
+        self._version = -1
+
+    async def next(self) -> tuple[Staged, dict[str, float]]:
+        """Publish the next version; returns its snapshot, and its seconds by phase."""
+        self._version += 1
+        started = time.monotonic()
+        staged = await asyncio.to_thread(self._publisher.stage, self._version, self._version, self._named)
+        stage_s = time.monotonic() - started
+        await asyncio.to_thread(staged.buckets.wait_copied)
+        copy_s = time.monotonic() - started
+        before = await self._receiver.seconds()
+        report = await self._publish(staged)
+        after, part = await self._receiver.seconds(), await read_part(self._redis, self._keys, self._version, NAME)
+        assert part is not None, "who is done has said so"
+        with torch.no_grad():
+            self._named[self._version % len(self._named)][1].neg_()  # so that an old version is no new one
+        return staged, {
+            "stage": stage_s,
+            "copy": copy_s,
+            "hash": report.seconds["hash"],
+            "enrol": report.seconds["enrol"],
+            "connect": report.seconds.get("connect", report.seconds.get("lend", 0.0)),
+            "send": report.seconds.get("broadcast", part.seconds["load"]),
+            "transfer": after["receive"] - before["receive"],
+            "load": after["copy"] - before["copy"],
+            "verify": part.seconds["prove"],
+            "total": report.seconds["total"],
+        }
+
+    async def _publish(self, staged: Staged) -> PublishReport:
+        report = await self._publisher.publish(staged)
+        assert report is not None, "nothing replaces it"
+        assert (report.done, report.unverified) == ((NAME,), ()), report
+        return report
+
+    async def compare(self, device: torch.device, nbytes: int, is_lent: bool) -> float:
+        """Seconds of a plain broadcast of as many bytes, or of a plain copy; the first time, a group is made too."""
+        if is_lent:
+            return await self._receiver.copy_plainly(nbytes)
+        self._receiver.expect_broadcast(self._port, nbytes)
+        if self._plain is None:
+            self._plain = await asyncio.to_thread(PlainBroadcast, 0, self._port, device)
+        started = time.monotonic()
+        await asyncio.to_thread(self._plain.run, nbytes)
+        await self._receiver.answer()
+        return time.monotonic() - started
+
+
+def random_tensors(nbytes: int, device: torch.device) -> Named:
+    """bfloat16 matrices of 32 MiB, the last one of what is left."""
+    sizes = [TENSOR_BYTES] * (nbytes // TENSOR_BYTES)
+    rest = nbytes % TENSOR_BYTES // 1024 * 1024
+    generator = torch.Generator(device).manual_seed(0)
+    return [
+        (f"layers.{index}.weight", torch.randn(size // 2, generator=generator, device=device).bfloat16().view(-1, 512))
+        for index, size in enumerate([*sizes, rest] if rest else sizes)
+    ]

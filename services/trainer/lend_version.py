@@ -1,0 +1,102 @@
+"""One snapshot and the engines of this machine -> each told where it lies, and what became of it there."""
+
+import asyncio
+import secrets
+import time
+from collections.abc import Mapping
+
+from services.trainer.beside_training import BesideTraining
+from services.trainer.broadcast_version import Outcome, Proofs
+from services.trainer.gather_engines import Engines, Gathering
+from services.trainer.lend_memory import LentMemory
+from services.trainer.plan_waves import plan_waves
+from services.trainer.rendezvous import in_thread
+from services.trainer.send_wave import Laps, Offer
+from services.trainer.stage_weights import Staged
+from services.trainer.step_ledger import StepLedger
+from services.trainer.weight_buckets import WeightBuckets
+from shared.enrolment import Part
+from shared.memory_handle import MemoryHandle, machine_id
+from shared.messages import Rendezvous, WeightVersion
+
+POLL_S = 0.002
+
+
+class Lender:
+    """See Transport. Lends the versions of one run."""
+
+    def __init__(self, ledger: StepLedger, enrol_s: float, max_unavailable: int = 0) -> None:
+        self.engines = Engines(ledger.redis, ledger.run)
+        self._ledger, self._run = ledger, ledger.run
+        self._enrol_s, self._max_unavailable = enrol_s, max_unavailable
+        self._beside, self._lent = BesideTraining(), LentMemory()
+        self._failed: set[str] = set()
+        """By the last round."""
+
+    async def prepare(self, staged: Staged, proofs: Proofs) -> None:
+        """See Transport: the snapshot is what is lent."""
+
+    async def round(self, staged: Staged, proofs: Proofs, until: float) -> Outcome:
+        """See Transport."""
+        outcome, started = Outcome(), time.monotonic()
+        offer = Offer(staged, f"{self._run}-v{staged.version}-{secrets.token_hex(4)}", until)
+        gathering = await self._announce(offer, proofs)
+        outcome.done.update(gathering.holding)
+        outcome.seconds["enrol"] = time.monotonic() - started
+        left, lap = set(gathering.waiting), Laps(outcome.seconds)
+        for wave in plan_waves(gathering, self._max_unavailable, {}, self._failed):
+            await self._lend(offer, wave.gathering, outcome, lap)
+            left -= wave.gathering.waiting.keys()
+            if outcome.failed:
+                break
+        outcome.waiting, self._failed = tuple(sorted(left)), set(outcome.failed)
+        return outcome
+
+    def drop_group(self) -> None:
+        """Nothing is held between rounds."""
+
+    async def _announce(self, offer: Offer, proofs: Proofs) -> Gathering:
+        staged, enrol_until = offer.staged, min(time.time() + self._enrol_s, offer.until)
+        place = Rendezvous(machine_id(), 0, offer.announcement, "ipc", enrol_until, offer.until)
+        await self._ledger.announce(
+            WeightVersion(
+                staged.version,
+                staged.step,
+                staged.buckets.layout,
+                proofs.checksum,
+                proofs.tensor_checksums,
+                place,
+                engine_device=proofs.engine_device,
+            )
+        )
+        return await self.engines.gather(staged.version, proofs.checksum, offer.announcement, enrol_until)
+
+    async def _lend(self, offer: Offer, gathering: Gathering, outcome: Outcome, lap: Laps) -> None:
+        """Have the engines of a wave copy the version, and sort them as they end."""
+        ranks = {name: part.ranks for name, part in gathering.waiting.items()}
+        handles = await in_thread(lambda: self._handles(offer.staged.buckets, ranks))
+        lap("lend")
+        try:
+            await self.engines.start(offer.staged.version, gathering, "", handles)
+            parts = await self._follow(offer, gathering)
+        finally:
+            self._lent.take_back()
+        lap("prove")
+        outcome.sort(gathering.waiting, parts, self.engines)
+
+    def _handles(self, buckets: WeightBuckets, ranks: Mapping[str, int]) -> dict[str, list[list[MemoryHandle]]]:
+        """Of each engine: of every bucket, one for each of its ranks."""
+        with self._beside.on(buckets.device):
+            return {
+                name: [[self._lent.lend(flat) for _ in range(count)] for flat in buckets.flat]
+                for name, count in ranks.items()
+            }
+
+    async def _follow(self, offer: Offer, gathering: Gathering) -> dict[str, Part]:
+        """Wait for the engines' answers, until the deadline."""
+        names = gathering.waiting.keys()
+        while True:
+            parts = await self.engines.ended(offer.staged.version, offer.announcement, names)
+            if len(parts) == len(names) or offer.left_s < 0:
+                return parts
+            await asyncio.sleep(POLL_S)
