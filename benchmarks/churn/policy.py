@@ -43,6 +43,7 @@ class Policy:
         staged = self._publisher.stage(self.newest, self.newest, self._model.named_parameters())
         began = time.monotonic()
         report = await self._publisher.publish(staged)
+        assert report is not None, "no newer version takes the place of one that waits here"
         return report, time.monotonic() - began - report.seconds["hash"]
 
     async def close(self) -> None:

@@ -4,7 +4,7 @@ import asyncio
 import contextlib
 import time
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import ClassVar, Protocol
 
 from services.rollout.engine_calls import EngineCalls, EngineError, EngineRefused
 from services.rollout.refused_files import FilesRefused
@@ -28,6 +28,9 @@ class UpdateFailed(EngineError):
 
 class Incoming(Protocol):
     """How the bytes of a version come into an engine. Every call keeps to the deadline of the announcement."""
+
+    together: ClassVar[bool]
+    """All engines of a wave take the bytes at the same moment, so that each has to be ready for it."""
 
     async def prepare(self, announced: WeightVersion, part: Part) -> None:
         """What can be done while the engine generates; its weights stay as they are."""
@@ -104,7 +107,7 @@ class EngineUpdate:
         lap("prepare" if announced.files else "connect")
         await self._pause(until, lap, progress)
         await incoming.begin()
-        if isinstance(incoming, TakeBroadcast):  # in which each engine waits for all others
+        if incoming.together:
             progress.enter("ready")
             await progress.cleared(until)
             lap("ready")

@@ -137,21 +137,23 @@ class WeightPuller:
             self._failed_at = time.monotonic()
             self._failures += not isinstance(error, NotCleared | FilesRefused)  # those are no fault of this engine
             await failed()
-            await self._report_failure(announced, error)
+            await self._report_failure(announced, error, self._seconds(started))
             return
-        self._failures, self._failed_at = 0, 0.0
-        seconds = {**self._update.seconds, "total": time.monotonic() - started}
-        done = replace(self._part(announced), state="done", checksum=announced.checksum, unverified=unverified)
-        done = replace(done, seconds=seconds, since=time.time())
+        self._failures, self._failed_at, seconds = 0, 0.0, self._seconds(started)
+        done = replace(self._part(announced), state="done", checksum=announced.checksum, seconds=seconds)
+        done = replace(done, unverified=unverified)
         self._proof = Proof(announced.version, announced.checksum, done)
         phases = {f"{phase}_s": value for phase, value in seconds.items()}
         self._log.info("weights_pulled", run=self._run, version=announced.version, unverified=unverified, **phases)
         await self._write(announced, done)
 
-    async def _report_failure(self, announced: WeightVersion, error: EngineError) -> None:
+    def _seconds(self, started: float) -> dict[str, float]:
+        return {**self._update.seconds, "total": time.monotonic() - started}
+
+    async def _report_failure(self, announced: WeightVersion, error: EngineError, seconds: dict[str, float]) -> None:
         self._log.error("pull_failed", run=self._run, version=announced.version, reason=str(error))
         refused = isinstance(error, FilesRefused) and error.of_store
-        part = replace(self._part(announced), files_refused=refused, seconds=self._update.seconds)
+        part = replace(self._part(announced), files_refused=refused, seconds=seconds)
         failed = replace(part, state="failed", reason=str(error))
         try:
             await self._write(announced, failed)
@@ -165,8 +167,7 @@ class WeightPuller:
 
     def _part(self, announced: WeightVersion) -> Part:
         engine, group = self._engine, self._update.calls.group
-        announcement = announced.rendezvous.group_name
-        return Part("enrolled", announcement, engine.incarnation, engine.ranks, group, since=time.time())
+        return Part("enrolled", announced.rendezvous.group_name, engine.incarnation, engine.ranks, group)
 
     async def _write(self, announced: WeightVersion, part: Part) -> None:
         await write_parts(self._redis, self._keys, announced.version, {self._engine.name: part})

@@ -3,6 +3,7 @@
 import contextlib
 import math
 import time
+from typing import ClassVar
 
 from services.rollout.engine_calls import EngineCalls, EngineRefused
 from shared.enrolment import Part
@@ -17,6 +18,8 @@ It is twice as long as the trainer's own patience, who frees engines on a CPU. O
 
 class TakeBroadcast:
     """See Incoming."""
+
+    together: ClassVar[bool] = True
 
     def __init__(self, calls: EngineCalls) -> None:
         self._calls = calls

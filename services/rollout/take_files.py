@@ -4,6 +4,7 @@ import asyncio
 import threading
 import time
 from pathlib import Path
+from typing import ClassVar
 
 from services.rollout.copy_lock import HeldLock
 from services.rollout.engine_calls import EngineCalls
@@ -19,6 +20,8 @@ from shared.weight_store import WeightStore
 
 class TakeFiles:
     """See Incoming."""
+
+    together: ClassVar[bool] = False
 
     def __init__(self, calls: EngineCalls, copy: HostCopy, in_place: bool, events: EngineEvents) -> None:
         """`in_place`: all versions are full, and the engine reads those on a path where they are."""

@@ -2,6 +2,7 @@
 
 import contextlib
 import time
+from typing import ClassVar
 
 from services.rollout.engine_calls import EngineApart, EngineCalls, EngineRefused
 from services.rollout.pickle_handles import pickle_bucket
@@ -12,6 +13,8 @@ from shared.messages import WeightVersion
 
 class TakeLent:
     """See Incoming."""
+
+    together: ClassVar[bool] = False
 
     def __init__(self, calls: EngineCalls) -> None:
         self._calls = calls

@@ -103,7 +103,7 @@ class Broadcaster:
                 proofs.checksum,
                 proofs.tensor_checksums,
                 rendezvous,
-                proofs.engine_device,
+                engine_device=proofs.engine_device,
             )
         )
         return await self.engines.gather(staged.version, proofs.checksum, announcement, enrol_until)
@@ -114,21 +114,13 @@ class Broadcaster:
         waves = plan_waves(gathering, self._max_unavailable, self._groups.members, self._failed)
         left = set(gathering.waiting)
         for number, wave in enumerate(waves):
-            name = f"{offer.announcement}-{number}"
-            parts = await self._waves.send(offer, wave, name, outcome.seconds)
-            self._sort(parts, outcome)
-            left -= parts.keys()
+            name, waiting = f"{offer.announcement}-{number}", wave.gathering.waiting
+            left -= waiting.keys()
+            try:
+                outcome.sort(waiting, await self._waves.send(offer, wave, name, outcome.seconds), self.engines)
+            except RuntimeError as error:
+                outcome.failed.update(dict.fromkeys(waiting, f"the engines did not all join: {error}"))
             if outcome.failed:
                 self._groups.drop(wave.group or name)
                 break
         outcome.waiting = tuple(sorted(left))
-
-    def _sort(self, parts: dict[str, Part | str], outcome: Outcome) -> None:
-        for name, part in parts.items():
-            if isinstance(part, str):
-                outcome.failed[name] = part
-                self.engines.expect_nothing_of(name)
-            elif part.state == "done":
-                outcome.done[name] = part
-            else:
-                outcome.failed[name] = part.reason or "the engine started anew"

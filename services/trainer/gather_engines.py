@@ -92,7 +92,7 @@ class Engines:
         first_rank = 1
         for name, part in gathering.waiting.items():
             place = replace(part, group=group, first_rank=first_rank, world_size=world_size)
-            go = replace(place, state="go", since=time.time())
+            go = replace(place, state="go", since=0)
             parts[name] = replace(go, lent=lent[name]) if lent else go
             first_rank += part.ranks
         await write_parts(self._redis, self._keys, version, parts)

@@ -41,7 +41,7 @@ class WaveSender:
     def __init__(self, run: str, engines: Engines, groups: KeptGroups, log: Log) -> None:
         self._run, self._engines, self._groups, self._log = run, engines, groups, log
 
-    async def send(self, offer: Offer, wave: Wave, name: str, seconds: dict[str, float]) -> dict[str, Part | str]:
+    async def send(self, offer: Offer, wave: Wave, name: str, seconds: dict[str, float]) -> dict[str, Part]:
         """Give a version to the engines of a wave.
 
         Args:
@@ -49,13 +49,13 @@ class WaveSender:
             seconds: by phase; what this wave takes is added.
 
         Returns:
-            By engine its last part, done or failed, or why there is none.
+            The parts of those engines that have come to an end, done or failed.
+
+        Raises:
+            RuntimeError: the engines did not all join the group.
         """
-        names, lap = wave.gathering.waiting.keys(), _Laps(seconds)
-        try:
-            group = await self._join(offer, wave, name)
-        except RuntimeError as error:
-            return dict.fromkeys(names, f"the engines did not all join: {error}")
+        names, lap = wave.gathering.waiting.keys(), Laps(seconds)
+        group = await self._join(offer, wave, name)
         lap("connect")
         version = offer.staged.version
         cleared = await clear_engines(self._engines, version, offer.announcement, names, offer.until)
@@ -65,7 +65,7 @@ class WaveSender:
         if sending is not None and sending.done() and not sending.exception():
             lap.move("broadcast", sending.result())
         lap("prove")
-        return {each: parts.get(each, "the engine did not finish in time") for each in names}
+        return parts
 
     async def _join(self, offer: Offer, wave: Wave, name: str) -> Communicator:
         version, gathering = offer.staged.version, wave.gathering
@@ -122,7 +122,7 @@ def _is_broken(parts: dict[str, Part], sending: "asyncio.Future[float] | None") 
     return sending is not None and sending.done() and sending.exception() is not None
 
 
-class _Laps:
+class Laps:
     """Seconds by phase, added to those of earlier waves: each call ends a phase."""
 
     def __init__(self, seconds: dict[str, float]) -> None:

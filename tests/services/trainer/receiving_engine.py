@@ -39,7 +39,7 @@ class ReceivingEngine:
     """What the trainer told it when it was ready."""
     connection: Any = None
     is_open: asyncio.Event = field(default_factory=asyncio.Event)
-    """It takes what is broadcast only while this is set, as it is at first."""
+    """It drains until this is set, as it is at first."""
 
     def __post_init__(self) -> None:
         self.is_open.set()
@@ -80,9 +80,10 @@ class ReceivingEngine:
         """From its place in the group to the end of its part."""
         if self.behaviour == "freezes":
             await asyncio.sleep(3600)
-        if self.behaviour == "drains":
+        if self.behaviour == "drains" or not self.is_open.is_set():
             await self._write(announced, replace(part, state="draining", group=self.group))
-            await asyncio.sleep(1)
+            await asyncio.sleep(1 if self.behaviour == "drains" else 0)
+            await self.is_open.wait()
         paused = time.time()
         await self._write(announced, replace(part, state="ready", group=self.group))
         if not await self._is_cleared(announced):
@@ -93,7 +94,6 @@ class ReceivingEngine:
         if self.behaviour == "dies":
             self.connection.abort()
             raise asyncio.CancelledError
-        await self.is_open.wait()
         buckets = WeightBuckets(announced.buckets, torch.device("cpu"))
         try:
             await asyncio.to_thread(self._receive, buckets)
