@@ -71,7 +71,11 @@ class Runs:
         }
         taken = not await self._redis.hsetnx(keys.record, "settings", record["settings"])
         if taken and await self._redis.hexists(keys.record, "state"):  # else its creator died before it was queued
-            raise RunConflict(f"run {settings.name} exists; choose another name, such as --set name={settings.name}-2")
+            option = "--name " if settings.branch is not None else "--set name="
+            raise RunConflict(
+                f"run {settings.name} exists; choose another name, such as {option}{settings.name}-2, or once it has"
+                f" ended delete it: `sluice run delete {settings.name}`"
+            )
         async with self._redis.pipeline(transaction=True) as pipe:
             pipe.hset(keys.record, mapping=record)
             for key, begin in ((keys.counters, counters), (keys.cursor, cursor)):

@@ -106,11 +106,21 @@ def validate_layers(model: type[S], layers: Sequence[Layer]) -> S:
     Raises:
         SettingsError: a name or value is wrong.
     """
+    tree = merge(*(layer.tree for layer in layers))
+    _check_text(tree, " and ".join(layer.place(()) for layer in layers if layer.tree))
     try:
-        return model.model_validate(merge(*(layer.tree for layer in layers)))
+        return model.model_validate(tree)
     except ValidationError as error:
         errors = (cast(Tree, one) for one in error.errors())
         raise SettingsError("\n".join(_sentence(model, _origin(layers, one), one) for one in errors)) from None
+
+
+def _check_text(tree: Tree, source: str) -> None:
+    try:
+        json.dumps(tree, ensure_ascii=False, default=str).encode()
+    except UnicodeEncodeError as error:
+        part = error.object[max(0, error.start - 20) : error.start]
+        raise SettingsError(f"{source}: what follows {part!r} is no text in UTF-8; write it anew") from None
 
 
 def restore(model: type[S], text: str) -> S:

@@ -54,7 +54,9 @@ def branch_settings(parent: RunRecord, wanted: BranchRequest) -> RunSettings:
     """The parent's settings with the changes; SettingsError where a branch cannot have them."""
     for name in ("name", "branch"):
         if name in wanted.settings:
-            raise SettingsError(f"{name} is not for the settings of a branch; give name and step beside them")
+            raise SettingsError(
+                f"{name} is not for the settings of a branch; give name and step beside them (`--name`, `--from`)"
+            )
     tree = parent.settings.model_dump(mode="json")
     origin: Tree = {
         "name": wanted.name or f"{parent.run}-{wanted.step}",

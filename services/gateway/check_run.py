@@ -1,6 +1,7 @@
 """The body of POST /v1/runs -> checked run settings whose datasets and model are there."""
 
 import json
+import os
 import tomllib
 from collections import Counter
 from pathlib import Path
@@ -55,7 +56,7 @@ def check_run(settings: RunSettings, datasets: DatasetStore) -> None:
     for dataset in found.values():
         _check_labels(settings, dataset)
     path = Path(settings.model.path)
-    if path.is_absolute() and not path.exists():
+    if path.is_absolute() and not os.path.exists(path):  # unlike Path.exists, for names of any length
         raise SettingsError(f"run: model.path is {str(path)!r}, which is not there; write the folder of a checkpoint")
 
 

@@ -69,5 +69,5 @@ async def _gone(request: Request, error: Exception) -> JSONResponse:
 
 def _sentence(error: dict[str, Any]) -> str:
     place = ".".join(str(part) for part in error["loc"][1:]) or "the request"
-    message = str(error["msg"])
+    message = str(error["msg"]).removeprefix("Value error, ")
     return f"{place} is {error.get('input')!r}; {message[:1].lower()}{message[1:]}"

@@ -12,6 +12,7 @@ import sys
 from typing import Any
 
 from services.rollout.name_streamed_versions import name_streamed_versions
+from services.rollout.refuse_unknown_tokens import refuse_unknown_tokens
 
 PR_SET_PDEATHSIG = 1
 
@@ -41,4 +42,5 @@ if __name__ == "__mp_main__":  # a scheduler, or another process that the server
 
 if __name__ == "__main__":
     die_with_parent(int(sys.argv[1]))
+    refuse_unknown_tokens()
     serve(json.loads(sys.argv[2]))

@@ -102,12 +102,17 @@ class ModelTokenizer:
 def load_tokenizer(folder: Path, trust_remote_code: bool, always_chat: bool) -> ModelTokenizer:
     """Read the tokenizer from a model's folder, which takes seconds; RunRejected says what is missing there."""
     if not folder.is_dir():
-        raise RunRejected(f"model.path {folder} is not a folder here; give the folder of a Hugging Face checkpoint")
+        raise RunRejected(
+            f"model.path {folder} is not a folder here; give the folder of a Hugging Face checkpoint; one of the Hub is"
+            " downloaded first: `hf download OWNER/NAME --local-dir FOLDER`"
+        )
     try:
         tokenizer: Any = AutoTokenizer.from_pretrained(str(folder), trust_remote_code=trust_remote_code)
     except (OSError, ValueError, KeyError) as error:
         reason = str(error).strip().split("\n")[0]
         raise RunRejected(f"model.path {folder} has no tokenizer that loads ({reason}); add its files") from error
+    if not tokenizer.encode("a", add_special_tokens=False):  # transformers makes an empty one for a known architecture
+        raise RunRejected(f"model.path {folder} has no tokenizer, only a model; add tokenizer.json and its other files")
     if tokenizer.eos_token_id is None:
         raise RunRejected(f"the tokenizer in {folder} has no eos_token, so no answer would end; name one in its files")
     if always_chat and not tokenizer.chat_template:

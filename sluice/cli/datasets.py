@@ -12,7 +12,7 @@ from rich.table import Table
 from shared.errors import SluiceError
 from sluice.answers import Dataset
 from sluice.cli.options import AsJson, Config, client_of
-from sluice.cli.output import ERRORS, chat_text, clock, note, print_json, show, size, table
+from sluice.cli.output import ERRORS, begin, chat_text, clock, note, print_json, show, size, table
 from sluice.client import Client, GatewayError
 
 app = typer.Typer(help="Datasets: rows of prompts with labels.", no_args_is_help=True)
@@ -99,11 +99,16 @@ def show_(
 
 
 def _labelled(rows: list[dict[str, Any]]) -> Table:
-    return table(("row", "prompt", "label"), [(r["row"], chat_text(r["prompt"]), r["label"]) for r in rows])
+    texts = [(r["row"], begin(chat_text(r["prompt"])), _short(r["label"])) for r in rows]
+    return table(("row", "prompt", "label"), texts)
+
+
+def _short(label: Any) -> Any:
+    return begin(label) if isinstance(label, str) else label
 
 
 def _pairs(rows: list[dict[str, Any]]) -> Table:
-    texts = [(r["row"], *(chat_text(r[name]) for name in ("prompt", "chosen", "rejected"))) for r in rows]
+    texts = [(r["row"], *(begin(chat_text(r[name])) for name in ("prompt", "chosen", "rejected"))) for r in rows]
     return table(("row", "prompt", "chosen", "rejected"), texts)
 
 

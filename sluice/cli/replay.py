@@ -12,6 +12,7 @@ from rich.console import Group
 
 from deploy.services import children_environment
 from deploy.supervisor_state import read_state
+from shared.check_name import is_name
 from shared.deployment import Deployment
 from shared.errors import SluiceError
 from sluice.cli.options import AsJson, Config, deployment_of
@@ -38,7 +39,7 @@ def replay(
     Runs where the trainer's packages and the run's folder are. Exit code 1 if anything differs, unless --set is given.
     """
     deployment = _deployment(config)
-    if not (deployment.runs_folder / run).is_dir():
+    if not is_name(run) or not (deployment.runs_folder / run).is_dir():
         raise SluiceError(
             f"there is no folder {deployment.runs_folder / run}; name a run of this deployment (`sluice run list`),"
             " on the machine of its trainer"

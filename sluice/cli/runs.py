@@ -1,5 +1,6 @@
 """`sluice run ...`: runs started from a TOML file, watched, stopped, listed and looked into."""
 
+import os
 from pathlib import Path
 from typing import Annotated
 
@@ -50,8 +51,8 @@ def start(
 
 def _absolute(path: str) -> str:
     """A local folder as its whole path, for the services may run elsewhere; anything else as it is."""
-    local = Path(path).expanduser()
-    return str(local.absolute()) if local.exists() else path
+    local = os.path.expanduser(path)
+    return os.path.abspath(local) if os.path.exists(local) else path
 
 
 @app.command("watch")
@@ -108,8 +109,7 @@ def show_(name: str, config: Config = None, as_json: AsJson = False) -> None:
     facts = [(k, v) for k, v in _facts(run).items() if v not in (None, "")]
     parts = [
         table(("run", run.run), facts),
-        "",
-        evaluation_table(run),
+        *(["", evaluation_table(run)] if run.evaluations else []),
         "",
         table(("counter", "value"), sorted(run.counters.items())),
         "",

@@ -7,7 +7,7 @@ import pytest
 from redis.asyncio import Redis
 
 from shared.errors import RunConflict
-from shared.run_settings import RunSettings
+from shared.run_settings import BranchSettings, RunSettings
 from shared.runs import Runs, announce, present, withdraw
 from shared.settings import validate
 from shared.topology import Keys
@@ -21,9 +21,17 @@ def settings(name: str) -> RunSettings:
 async def test_a_name_is_taken_once(redis: Redis) -> None:
     runs = Runs(redis)
     await runs.create(settings("a"))
-    with pytest.raises(RunConflict, match="run a exists"):
+    with pytest.raises(RunConflict, match=r"run a exists; .* --set name=a-2, .*`sluice run delete a`"):
         await runs.create(settings("a"))
     assert [record.run for record in await runs.list()] == ["a"]
+
+
+async def test_a_branch_whose_name_is_taken_is_told_the_option_of_branches(redis: Redis) -> None:
+    runs = Runs(redis)
+    branch = settings("a-3").model_copy(update={"branch": BranchSettings(run="a", step=3)})
+    await runs.create(branch)
+    with pytest.raises(RunConflict, match="choose another name, such as --name a-3-2"):
+        await runs.create(branch)
 
 
 async def test_runs_become_active_one_after_the_other(redis: Redis) -> None:

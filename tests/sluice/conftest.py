@@ -85,10 +85,11 @@ def sluice(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], 
     """Run `sluice ARGUMENTS` in an empty folder and a home of its own."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("COLUMNS", "200")
-    monkeypatch.setattr(OUT, "width", 200)  # read once, by whichever test imported it first
 
     def call(*arguments: str) -> Outcome:
         monkeypatch.setattr(sys, "argv", ["sluice", *arguments])
+        # what was set when the module was imported would count otherwise
+        monkeypatch.setattr(OUT, "width", int(os.environ["COLUMNS"]))
         capsys.readouterr()
         code = 0
         try:

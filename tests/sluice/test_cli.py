@@ -81,6 +81,18 @@ def test_tables_show_datasets_and_rows(connected: Sluice, tmp_path: Path) -> Non
     assert "2+1=" in connected("dataset", "show", "cli-table").out
 
 
+def test_tables_show_the_beginning_of_a_long_text_and_nothing_that_steers_a_terminal(
+    connected: Sluice, tmp_path: Path
+) -> None:
+    file = tmp_path / "wild.jsonl"
+    file.write_text(json.dumps({"prompt": "\x1b[2Ja\x00b\u2028c" + "x" * 5000}) + "\n")
+    connected("dataset", "push", str(file), "--name", "cli-wild")
+    shown = connected("dataset", "show", "cli-wild").out
+    assert "\\x1b[2Ja\\x00b\\u2028cxxx" in shown
+    assert "\x1b" not in shown
+    assert shown.count("x" * 100) < 5
+
+
 def test_a_dataset_of_pairs_shows_both_answers(connected: Sluice, tmp_path: Path) -> None:
     file = tmp_path / "pairs.jsonl"
     file.write_text('{"prompt": "2+1=", "good": "three", "bad": "four"}\n')
@@ -185,7 +197,9 @@ def test_watching_follows_a_run_to_its_end_and_says_where_its_model_is(
     export.mkdir(parents=True)
     assert f"sluice chat {export}" in connected("run", "watch", "cli-watched").err
     assert "stopped" in connected("run", "list").out
-    assert "stopped" in connected("run", "show", "cli-watched").out
+    shown = connected("run", "show", "cli-watched").out
+    assert "stopped" in shown
+    assert "mean reward" not in shown  # it evaluates nothing
     assert "no samples yet" in connected("run", "samples", "cli-watched").out
 
 

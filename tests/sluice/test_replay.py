@@ -76,3 +76,9 @@ def test_a_run_without_a_folder_here_is_one_sentence(sluice: Sluice, tmp_path: P
     assert (outcome.code, outcome.out) == (1, "")
     assert outcome.err.startswith("error: there is no folder")
     assert not (tmp_path / ".sluice").exists()
+
+
+@pytest.mark.parametrize("name", ["", ".."])
+def test_a_folder_that_no_run_can_have_is_none(sluice: Sluice, tmp_path: Path, name: str) -> None:
+    (tmp_path / ".sluice" / "runs").mkdir(parents=True)
+    assert sluice("replay", name, "--from", "1").err.startswith("error: there is no folder")

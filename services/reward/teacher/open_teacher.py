@@ -20,14 +20,14 @@ WORDS = Words("the teacher", "trainer.distillation.url", "teacher")
 
 @contextlib.asynccontextmanager
 async def with_teacher(reward: Reward, settings: RunSettings, may_reject: bool, tell: Tell) -> AsyncGenerator[Reward]:
-    """The reward as it is, where the run has no served teacher; else both, as long as the block runs.
+    """The reward as it is, where the run has no served teacher or trains nothing; else both, as long as the block runs.
 
     Raises:
         RunRejected: the health check fails or the vocabulary is another one, unless `may_reject` is False: then the
             run is under way, and an outage only lets it wait.
     """
     asked = settings.trainer.distillation
-    if not asked.url:
+    if not asked.url or settings.evaluates_only:
         yield reward
         return
     async with open_client(ServiceClient, asked.url, asked.deadline_s, WORDS.setting) as client:

@@ -1,5 +1,6 @@
 """/v1/runs over HTTP: what is refused at creation, states of a stop, steps and samples."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -122,6 +123,17 @@ async def test_a_body_that_is_no_run_file_is_refused(
 ) -> None:
     answer = await client.post("/v1/runs", content=content, headers={"content-type": media_type})
     assert (answer.status_code, bool(answer.json()["error"]["message"])) == (status, True)
+
+
+@pytest.mark.parametrize("path", ["\ud800", "/" + "a" * 5000, "/a\0b"])
+async def test_a_model_path_that_no_file_can_have_is_refused(
+    client: httpx.AsyncClient, store: DatasetStore, path: str
+) -> None:
+    await add(store, "sums", sums(3))
+    tree = {**run_tree(), "model": {"path": path}}
+    answer = await client.post("/v1/runs", content=json.dumps(tree), headers={"content-type": "application/json"})
+    assert answer.status_code == 422
+    assert "write" in answer.json()["error"]["message"]
 
 
 async def test_a_stop_ends_a_queued_run_at_once_and_asks_a_served_one(

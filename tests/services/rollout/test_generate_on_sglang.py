@@ -19,6 +19,7 @@ from services.rollout.refusals import GroupRejected
 from services.rollout.router_connections import RouterConnections
 from services.rollout.sampler import Sampler
 from shared.messages import Prompt, expand
+from tests.conftest import until
 
 pytestmark = pytest.mark.slow
 
@@ -64,7 +65,7 @@ async def test_a_greedy_single_attempt_is_the_likeliest_one(control, groups):
 
 @pytest.mark.parametrize("mode", ["abort", "retract"])
 async def test_a_weight_update_in_between_loses_no_token_and_marks_both_versions(control, groups, model, mode):
-    generating = asyncio.create_task(groups.generate(prompt(600)))
+    generating = asyncio.create_task(groups.generate(prompt(2000, 24)))  # they end by chance, but not all of them soon
     await under_way(control)
     (await control.post("/pause_generation", json={"mode": mode})).raise_for_status()
     await set_version(control, 4)
@@ -74,7 +75,7 @@ async def test_a_weight_update_in_between_loses_no_token_and_marks_both_versions
     for rollout in rollouts:
         count = len(rollout.token_ids)
         assert len(expand(rollout.weight_versions)) == len(rollout.logprobs) == count
-        assert rollout.finish_reason == "stop" or count == 600
+        assert rollout.finish_reason == "stop" or count == 2000
         assert recomputed(model, rollout, 0.8) == pytest.approx(rollout.logprobs, abs=1e-4)
 
 
@@ -138,10 +139,23 @@ def in_the_trainer(model, rollouts):
     return [part[len(one.prompt_ids) :].numpy() for part, one in zip(parts, rollouts, strict=True)]
 
 
+@pytest.mark.parametrize("token_id", [999_999, -1])
+async def test_a_token_id_that_the_model_does_not_have_is_refused_and_the_engine_lives(control, groups, token_id):
+    answer = await control.post("/generate", json={"input_ids": [1, token_id], "sampling_params": {}})
+    assert answer.status_code == 400
+    assert "write ids from 0 to 319" in answer.text
+    assert len(await groups.generate(prompt(2))) == 4
+
+
 async def under_way(control):
-    """Wait until the requests that were sent before have sampled tokens: one that is sent now has got its 30."""
-    await asyncio.sleep(0)
-    body = {"input_ids": [1, 2, 3], "sampling_params": {"max_new_tokens": 30, "ignore_eos": True}}
+    """Wait until requests that were sent before have sampled tokens: they run, and one sent now has got its 8."""
+
+    async def is_running():
+        loads = (await control.get("/v1/loads")).raise_for_status().json()["loads"]
+        return any(load["num_running_reqs"] for load in loads)
+
+    await until(is_running, 30)
+    body = {"input_ids": [1, 2, 3], "sampling_params": {"max_new_tokens": 8, "ignore_eos": True}}
     (await control.post("/generate", json=body)).raise_for_status()
 
 

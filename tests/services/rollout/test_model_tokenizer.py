@@ -72,6 +72,14 @@ def test_a_folder_without_a_tokenizer_rejects_the_run(tmp_path):
         load_tokenizer(tmp_path, False, False)
 
 
+def test_a_model_whose_tokenizer_files_are_missing_rejects_the_run(tmp_path):
+    write_tiny_model(tmp_path, seed=0)
+    for file in tmp_path.glob("tokenizer*"):
+        file.unlink()
+    with pytest.raises(RunRejected, match=r"has no tokenizer, only a model; add tokenizer.json"):
+        load_tokenizer(tmp_path, False, False)
+
+
 def test_a_chat_run_on_a_model_without_a_template_is_rejected(tmp_path):
     bare = byte_tokenizer()
     bare.chat_template = None

@@ -120,7 +120,7 @@ async def test_a_worker_that_is_told_to_stop_finishes_its_groups_and_takes_no_mo
 @pytest.mark.parametrize(
     ("model", "rollout", "says"),
     [
-        ("nowhere", {}, "rollout: model.path .*nowhere is not a folder here"),
+        ("nowhere", {}, "rollout: model.path .*nowhere is not a folder here.*hf download"),
         ("model", {"generate": "no_such_module:generate"}, "rollout: no_such_module:generate: module no_such_module"),
     ],
 )

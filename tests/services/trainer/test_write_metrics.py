@@ -3,7 +3,7 @@
 import asyncio
 import json
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ from services.trainer.checkpoint_writer import CheckpointWriter
 from services.trainer.metrics_feed import Patience
 from services.trainer.sinks import choose_sinks, jsonl
 from services.trainer.sinks.jsonl import JsonLines
-from services.trainer.sinks.sink import Row
+from services.trainer.sinks.sink import Place, Row
 from services.trainer.step_ledger import StepLedger
 from shared.errors import RunRejected
 from shared.messages import Event, StepCommit
@@ -67,12 +67,18 @@ class Broken(JsonLines):
 
 
 @pytest.fixture
-def broken(monkeypatch: pytest.MonkeyPatch) -> type[Broken]:
+def broken(monkeypatch: pytest.MonkeyPatch) -> Iterator[type[Broken]]:
+    opened: list[Broken] = []
+
     class Own(Broken):
-        pass
+        def __init__(self, place: Place, newest: int) -> None:
+            super().__init__(place, newest)
+            opened.append(self)
 
     monkeypatch.setitem(choose_sinks.OPENERS, "jsonl", Own)
-    return Own
+    yield Own
+    for sink in opened:
+        sink.close()  # a run does not wait for a sink that does not end
 
 
 async def test_a_finished_run_has_a_line_for_each_commit(redis: Redis, tmp_path: Path) -> None:

@@ -70,6 +70,16 @@ async def events(redis: Redis) -> list[str]:
     return [event.event for _, event in await Stream[Event](redis, RUN, EVENTS).read()]
 
 
+async def test_a_run_that_only_evaluates_asks_no_teacher(redis: Redis) -> None:
+    nobody = settings(f"http://127.0.0.1:{free_port()}")
+    trains_nothing = nobody.trainer.model_copy(update={"steps": 0})
+    async with scoring(redis, nobody.model_copy(update={"trainer": trains_nothing}), "starting"):
+        await send(redis, rollout(0, 0, "2"), rollout(0, 1, "3"))
+        await until(lambda: all_settled(redis))
+    assert [group.rewards for group in await emitted(redis)] == [[1.0, 0.0]]
+    assert await events(redis) == []
+
+
 async def test_what_the_teacher_says_is_stored_with_the_score_and_counted(redis: Redis) -> None:
     attempts = [rollout(0, 0, "2"), rollout(0, 1, "3")]
     with TeacherServer().serving(free_port()) as url:
