@@ -144,6 +144,10 @@ class Keys:
         """Hash: engine -> JSON of its part in the rendezvous of this version."""
         return f"{{{self.run}}}:enrolled:{version}"
 
+    def answers(self, version: int) -> str:
+        """List: an entry for each answer of an engine to this version that the trainer has not looked at."""
+        return f"{{{self.run}}}:enrolled:{version}:answers"
+
     def evaluation(self, version: int) -> str:
         """Hash: the tally of the evaluation of this version, `<dataset>|groups`, `|done`, `|reward`, ..."""
         return f"{{{self.run}}}:evaluation:{version}"

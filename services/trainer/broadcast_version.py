@@ -15,7 +15,8 @@ from shared.logs import Log
 from shared.messages import Rendezvous, WeightVersion
 from shared.redis_connection import UNREACHABLE
 
-POLL_S = 0.004
+LOOK_S = 0.05
+"""Seconds from one look at the broadcast to the next, unless an engine answers."""
 CONNECT_S = 5.0
 """Seconds for engines that were told to begin until all are in the group; milliseconds where all are alive."""
 GRACE_S = 2.0
@@ -171,7 +172,7 @@ class Broadcaster:
             if failed and not broken:
                 broken, until = True, min(until, time.monotonic() + GRACE_S)
                 _abort(group)
-            await asyncio.sleep(POLL_S)
+            await self.engines.wait(version, LOOK_S)
         if not sending.done():
             _abort(group)
             await asyncio.wait([sending], timeout=GRACE_S)

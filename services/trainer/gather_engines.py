@@ -1,6 +1,5 @@
 """One announced version -> the engines that take part, each told its rank; then what became of them."""
 
-import asyncio
 import time
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
@@ -8,13 +7,13 @@ from dataclasses import dataclass, replace
 from redis.asyncio import Redis
 
 from services.trainer.rendezvous import Member
-from shared.enrolment import Part, read_parts, write_parts
+from shared.enrolment import Part, await_answer, read_parts, write_parts
 from shared.memory_handle import MemoryHandle
 from shared.runs import present
 from shared.topology import Keys
 
-POLL_S = 0.004
-PRESENCE_POLL_S = 0.25
+LOOK_S = 0.25
+"""Seconds from one look at who is up to the next."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +42,7 @@ class Engines:
         self._redis, self._run, self._keys = redis, run, Keys(run)
         self._silent: set[str] = set()
         """Engines that did not answer last time: nobody waits for them again before they have."""
+        self._up, self._looked = set[str](), 0.0
 
     def expect_nothing_of(self, name: str) -> None:
         """Do not wait for this engine again until it has answered an announcement."""
@@ -59,10 +59,9 @@ class Engines:
 
     async def gather(self, version: int, checksum: str, announcement: str, until: float) -> Gathering:
         """Wait until every engine that is up has answered; at `until` (epoch seconds) go on with those that did."""
-        next_look, up = 0.0, set[str]()
+        self._looked = 0.0
         while True:
-            if time.monotonic() >= next_look:
-                up, next_look = await self.up(), time.monotonic() + PRESENCE_POLL_S
+            up = await self._up_lately()
             parts = await read_parts(self._redis, self._keys, version)
             answers = {name: part for name, part in sorted(parts.items()) if part.announcement == announcement}
             self._silent -= answers.keys()
@@ -71,7 +70,11 @@ class Engines:
                 holding = {name: part for name, part in answers.items() if _holds(part, checksum)}
                 waiting = {name: part for name, part in answers.items() if part.state == "enrolled"}
                 return Gathering(waiting, holding)
-            await asyncio.sleep(POLL_S)
+            await self.wait(version, min(LOOK_S, until - time.time()))
+
+    async def wait(self, version: int, deadline_s: float) -> None:
+        """Return as soon as an engine has answered since the last time, or after `deadline_s` seconds."""
+        await await_answer(self._redis, self._keys, version, deadline_s)
 
     async def start(
         self,
@@ -93,7 +96,7 @@ class Engines:
     async def ended(self, version: int, announcement: str, names: Collection[str]) -> dict[str, Part]:
         """Those of `names` whose part is over: done, failed, restarted meanwhile, or gone."""
         parts = await read_parts(self._redis, self._keys, version)
-        up = await self.up()
+        up = await self._up_lately()
         over: dict[str, Part] = {}
         for name in names:
             part = parts.get(name)
@@ -104,6 +107,12 @@ class Engines:
             elif name not in up:
                 over[name] = replace(part, state="failed", reason="the engine died")
         return over
+
+    async def _up_lately(self) -> set[str]:
+        """As of a moment ago: a look at every answer would be a look too many."""
+        if time.monotonic() - self._looked > LOOK_S:
+            self._up, self._looked = await self.up(), time.monotonic()
+        return self._up
 
 
 def _holds(part: Part | None, checksum: str) -> bool:

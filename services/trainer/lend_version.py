@@ -1,6 +1,5 @@
 """One snapshot and the engines of this machine -> each told where it lies, and what became of it there."""
 
-import asyncio
 import secrets
 import time
 from collections.abc import Mapping
@@ -17,7 +16,7 @@ from shared.enrolment import Part
 from shared.memory_handle import MemoryHandle, machine_id
 from shared.messages import Rendezvous, WeightVersion
 
-POLL_S = 0.002
+LOOK_S = 0.25
 
 
 class Lender:
@@ -83,4 +82,4 @@ class Lender:
             parts = await self.engines.ended(version, announcement, names)
             if len(parts) == len(names) or time.monotonic() > until:
                 return parts
-            await asyncio.sleep(POLL_S)
+            await self.engines.wait(version, LOOK_S)
