@@ -1,15 +1,17 @@
 """An engine's address -> requests that keep it busy, from a process of its own, and when each of their tokens came."""
 
 import asyncio
+import json
 import random
 import time
 from dataclasses import dataclass, field
 from itertools import pairwise
 from multiprocessing.connection import Connection
+from typing import Any
 
 import httpx
 
-from shared.event_lines import event_lines
+from shared.event_lines import event_lines_async
 
 DEADLINE_S = 120.0
 
@@ -34,6 +36,8 @@ class Arrivals:
     streams: list[list[float]] = field(default_factory=list[list[float]])
     """Of each followed request, when its tokens came."""
     finished: int = 0
+    continued: int = 0
+    """Requests that the engine ended for an update, and that went on from what they had, as in a rollout worker."""
     lost: list[str] = field(default_factory=list[str])
     """Why requests had no answer, or a short one."""
 
@@ -59,10 +63,8 @@ async def _keep_busy(orders: Connection, url: str, shape: LoadShape) -> None:
         async def ask_again(is_stream: bool) -> None:
             while not over.is_set():
                 prompt = [numbers.randrange(10, shape.vocabulary) for _ in range(shape.prompt_tokens)]
-                sampling = {"max_new_tokens": shape.new_tokens, "ignore_eos": True}
-                body = {"input_ids": prompt, "sampling_params": sampling, "stream": is_stream}
                 try:
-                    await (_follow if is_stream else _wait)(http, body, arrivals)
+                    await _Request(http, prompt, shape.new_tokens, arrivals).run(is_stream)
                 except httpx.HTTPError as error:
                     arrivals.lost.append(f"{type(error).__name__} {error}")
 
@@ -74,24 +76,41 @@ async def _keep_busy(orders: Connection, url: str, shape: LoadShape) -> None:
     orders.send(arrivals)
 
 
-async def _follow(http: httpx.AsyncClient, body: dict[str, object], arrivals: Arrivals) -> None:
-    times: list[float] = []
-    last = ""
-    async with http.stream("POST", "/generate", json=body) as answer:
-        async for line in event_lines(answer.aiter_bytes()):
-            if line.startswith("data: {"):
-                times.append(time.monotonic())
-                last = line
-    arrivals.streams.append(times)
-    _count(arrivals, last)
+class _Request:
+    """One answer, whole: where the engine ends it early, another call goes on from there."""
 
+    def __init__(self, http: httpx.AsyncClient, prompt: list[int], new_tokens: int, arrivals: Arrivals) -> None:
+        self._http, self._prompt, self._wanted, self._arrivals = http, prompt, new_tokens, arrivals
+        self._tokens, self._times = list[int](), list[float]()
+        self._ending = ""
 
-async def _wait(http: httpx.AsyncClient, body: dict[str, object], arrivals: Arrivals) -> None:
-    _count(arrivals, (await http.post("/generate", json=body)).text)
+    async def run(self, is_stream: bool) -> None:
+        while True:
+            sampling = {"max_new_tokens": self._wanted - len(self._tokens), "ignore_eos": True}
+            body = {"input_ids": [*self._prompt, *self._tokens], "sampling_params": sampling, "stream": is_stream}
+            await (self._follow(body) if is_stream else self._wait(body))
+            if self._ending != "abort" or len(self._tokens) == self._wanted:
+                break
+            self._arrivals.continued += 1
+        if is_stream:
+            self._arrivals.streams.append(self._times)
+        if len(self._tokens) == self._wanted:
+            self._arrivals.finished += 1
+        else:
+            self._arrivals.lost.append(f"{len(self._tokens)} tokens of {self._wanted}, {self._ending or 'no'} ending")
 
+    async def _follow(self, body: dict[str, Any]) -> None:
+        async with self._http.stream("POST", "/generate", json=body) as answer:
+            async for line in event_lines_async(answer.aiter_bytes()):
+                if line.startswith("data: {") and self._take(json.loads(line.removeprefix("data: "))):
+                    self._times.append(time.monotonic())
 
-def _count(arrivals: Arrivals, answer: str) -> None:
-    if '"type":"length"' in answer.replace(" ", ""):
-        arrivals.finished += 1
-    else:
-        arrivals.lost.append(answer[-200:])
+    async def _wait(self, body: dict[str, Any]) -> None:
+        self._take((await self._http.post("/generate", json=body)).json())
+
+    def _take(self, answer: dict[str, Any]) -> int:
+        """How many tokens came; our engines send what is new."""
+        reason = answer.get("meta_info", {}).get("finish_reason")
+        self._ending = reason["type"] if reason else ""
+        self._tokens += answer.get("output_ids", [])
+        return len(answer.get("output_ids", []))

@@ -1,5 +1,6 @@
 """Versions of random tensors, published to another process -> seconds by phase, and of plain broadcasts between."""
 
+import argparse
 import asyncio
 import multiprocessing
 import statistics
@@ -14,13 +15,18 @@ from redis.asyncio import Redis
 from benchmarks.own_redis import free_port
 from benchmarks.plain_broadcast import PlainBroadcast
 from benchmarks.weight_receiver import NAME, receive
-from services.trainer.publish_weights import PublishReport, WeightPublisher
+from services.trainer.lend_version import Lender
+from services.trainer.publish_weights import Deadlines, PublishReport, WeightPublisher
 from services.trainer.stage_weights import Staged
+from services.trainer.step_ledger import StepLedger
 from shared.enrolment import read_part
+from shared.logs import Log
 from shared.topology import Keys
 
+CPU = torch.device("cpu")
 TENSOR_BYTES = 2**25
 START_S = 120.0
+DEADLINES = Deadlines(enrol_s=30, update_s=300, first_engine_s=START_S)
 Named = list[tuple[str, torch.Tensor]]
 
 
@@ -80,14 +86,32 @@ class Receiver:
         return answer
 
 
+class Plain:
+    """Broadcasts, or copies, of which nothing comes."""
+
+    def __init__(self, receiver: Receiver, transport: str) -> None:
+        self._receiver, self._transport, self._port = receiver, transport, free_port()
+        self._group: PlainBroadcast | None = None
+
+    async def seconds(self, nbytes: int) -> float:
+        """Until the receiver has so many bytes; the first time a group is made."""
+        if self._transport == "ipc":
+            return await self._receiver.copy_plainly(nbytes)
+        self._receiver.expect_broadcast(self._port, nbytes)
+        if self._group is None:
+            self._group = await asyncio.to_thread(PlainBroadcast, 0, self._port, devices(self._transport)[0])
+        started = time.monotonic()
+        await asyncio.to_thread(self._group.run, nbytes)
+        await self._receiver.answer()
+        return time.monotonic() - started
+
+
 class Versions:
     """Publishes versions of the same tensors, one after the other."""
 
     def __init__(self, redis: Redis, run: str, publisher: WeightPublisher, receiver: Receiver, named: Named) -> None:
         self._redis, self._keys, self._publisher, self._receiver = redis, Keys(run), publisher, receiver
-        self._named, self._port = named, free_port()
-        self._plain: PlainBroadcast | None = None
-        self._version = -1
+        self._named, self._version = named, -1
 
     async def next(self) -> tuple[Staged, dict[str, float]]:
         """Publish the next version; returns its snapshot, and its seconds by phase."""
@@ -122,17 +146,21 @@ class Versions:
         assert (report.done, report.unverified) == ((NAME,), ()), report
         return report
 
-    async def compare(self, device: torch.device, nbytes: int, is_lent: bool) -> float:
-        """Seconds of a plain broadcast of as many bytes, or of a plain copy; the first time, a group is made too."""
-        if is_lent:
-            return await self._receiver.copy_plainly(nbytes)
-        self._receiver.expect_broadcast(self._port, nbytes)
-        if self._plain is None:
-            self._plain = await asyncio.to_thread(PlainBroadcast, 0, self._port, device)
-        started = time.monotonic()
-        await asyncio.to_thread(self._plain.run, nbytes)
-        await self._receiver.answer()
-        return time.monotonic() - started
+
+def devices(transport: str) -> tuple[torch.device, torch.device]:
+    """Of the trainer and of the receiver, or the engine."""
+    if transport == "ipc":
+        device = torch.device("cuda:0") if torch.cuda.is_available() else CPU
+        return device, device
+    return (torch.device("cuda:0"), torch.device("cuda:1")) if transport == "nccl" else (CPU, CPU)
+
+
+def make_publisher(redis: Redis, run: str, transport: str, options: argparse.Namespace) -> WeightPublisher:
+    """The trainer's, as its settings would make it."""
+    ledger = StepLedger(redis, run)
+    lender = Lender(ledger, DEADLINES.enrol_s, 0) if transport == "ipc" else None
+    sizes, log = (options.bucket_mib, options.staging), Log("trainer")
+    return WeightPublisher(ledger, "127.0.0.1", log, *sizes, DEADLINES, transport=lender)
 
 
 def random_tensors(nbytes: int, device: torch.device) -> Named:

@@ -4,6 +4,9 @@ The trainer's publisher sends versions to a receiver in another process, which r
 on one CPU, or over NCCL from the first GPU to the second; or the receiver copies them out of the publisher's memory,
 on one GPU if there is one (`--transport ipc`). After each version the same two processes broadcast as many bytes and do
 nothing else, or for ipc the receiver copies as many: `ratio_to_plain_broadcast` compares the rates.
+
+With `--engine FOLDER` a real SGLang that serves this model takes the versions, first idle, then with requests in
+flight, and the pause that these see is measured too.
 """
 
 import argparse
@@ -14,20 +17,13 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-import torch
-
+from benchmarks import weight_pause
 from benchmarks.own_redis import own_redis_url
-from benchmarks.weight_versions import START_S, Receiver, Samples, Versions, random_tensors
-from services.trainer.lend_version import Lender
-from services.trainer.publish_weights import Deadlines, WeightPublisher
-from services.trainer.step_ledger import StepLedger
-from shared.logs import Log
-from shared.redis_connection import connect_checked
+from benchmarks.weight_versions import Plain, Receiver, Samples, Versions, devices, make_publisher, random_tensors
+from shared.redis_connection import connect
 
 TRANSPORTS = ("gloo", "nccl", "ipc")
-CPU = torch.device("cpu")
 PHASES = ("stage", "copy", "hash", "enrol", "send", "transfer", "load", "verify", "total")
-DEADLINES = Deadlines(enrol_s=30, update_s=300, first_engine_s=START_S)
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,28 +53,24 @@ class Row:
 async def measure(transport: str, gb: float, options: argparse.Namespace) -> Row:
     """Versions of one size; the first one is not counted."""
     trainer, engine = devices(transport)
-    is_lent = transport == "ipc"
     run, named = f"weights-{gb:g}", random_tensors(int(gb * 1e9), trainer)
     async with own_redis_url() as url:
-        redis = await connect_checked(url, START_S)
-        ledger = StepLedger(redis, run)
-        lender = Lender(ledger, DEADLINES.enrol_s, 0) if is_lent else None
-        log, sizes = Log("trainer"), (options.bucket_mib, options.staging)
-        publisher = WeightPublisher(ledger, "127.0.0.1", log, *sizes, DEADLINES, transport=lender)
-        receiver = Receiver(url, run, engine)
-        versions, samples = Versions(redis, run, publisher, receiver, named), Samples()
+        redis = connect(url)
+        publisher, receiver = make_publisher(redis, run, transport, options), Receiver(url, run, engine)
+        versions, plain = Versions(redis, run, publisher, receiver, named), Plain(receiver, transport)
+        samples = Samples()
         try:
             staged, first = await versions.next()
             buckets = staged.buckets
-            await versions.compare(trainer, buckets.nbytes, is_lent)
+            await plain.seconds(buckets.nbytes)
             for _ in range(options.versions):
                 _, seconds = await versions.next()
-                samples.add({**seconds, "plain": await versions.compare(trainer, buckets.nbytes, is_lent)})
+                samples.add({**seconds, "plain": await plain.seconds(buckets.nbytes)})
         finally:
             await publisher.close()
             receiver.close()
             await redis.aclose()
-    medians, arrival = samples.medians(), "load" if is_lent else "transfer"
+    medians, arrival = samples.medians(), "load" if transport == "ipc" else "transfer"
     return Row(
         transport=transport,
         gb=gb,
@@ -95,14 +87,6 @@ async def measure(transport: str, gb: float, options: argparse.Namespace) -> Row
     )
 
 
-def devices(transport: str) -> tuple[torch.device, torch.device]:
-    """Of the trainer and of the receiver."""
-    if transport == "ipc":
-        device = torch.device("cuda:0" if torch.cuda.is_available() else "cpu")
-        return device, device
-    return (torch.device("cuda:0"), torch.device("cuda:1")) if transport == "nccl" else (CPU, CPU)
-
-
 def table(rows: Sequence[Row]) -> str:
     """A line a row, in milliseconds."""
     names = ["transport", "GB", "staged on", *PHASES, "GB/s", "plain GB/s", "ratio"]
@@ -116,23 +100,40 @@ def table(rows: Sequence[Row]) -> str:
 
 
 def main(given: Sequence[str] | None = None) -> None:
-    """Measure, print the table, write the rows."""
+    """Measure, print, write the rows."""
+    options = _parser().parse_args(given)
+    rows: list[Row | weight_pause.EngineRow] = []
+    if options.engine is not None:
+        engine_row = asyncio.run(weight_pause.measure(options.engine, options.transport, options))
+        rows.append(engine_row)
+        sys.stdout.write(weight_pause.lines(engine_row) + "\n")
+    else:
+        measured = [asyncio.run(measure(options.transport, float(gb), options)) for gb in options.sizes_gb.split(",")]
+        rows += measured
+        sys.stdout.write(table(measured) + "\n")
+    if options.json is not None:
+        options.json.write_text(json.dumps([asdict(row) for row in rows], indent=2))
+
+
+def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.weights", description=__doc__)
     parser.add_argument(
         "--sizes-gb", default="0.1,1", help="sizes of a version in 10^9 bytes, with commas between them"
     )
     parser.add_argument("--transport", choices=TRANSPORTS, default="gloo")
-    parser.add_argument("--versions", type=int, default=7, help="measured versions of each size")
+    parser.add_argument("--versions", type=int, default=7, help="measured versions of each size, and of each load")
     parser.add_argument("--bucket-mib", type=int, default=512)
     parser.add_argument("--staging", choices=("auto", "device", "host"), default="auto")
     parser.add_argument("--json", type=Path, help="where to write the rows")
-    options = parser.parse_args(given)
-    rows: list[Row] = []
-    for gb in map(float, options.sizes_gb.split(",")):
-        rows.append(asyncio.run(measure(options.transport, gb, options)))
-        if options.json is not None:
-            options.json.write_text(json.dumps([asdict(row) for row in rows], indent=2))
-    sys.stdout.write(table(rows) + "\n")
+    engine = parser.add_argument_group("a real SGLang")
+    engine.add_argument("--engine", type=Path, help="folder of the model that it serves; its size is the version's")
+    engine.add_argument("--mode", choices=("retract", "in_place"), default="retract")
+    engine.add_argument("--server-args", type=json.loads, default={}, help="fields of ServerArgs, as JSON")
+    engine.add_argument("--streams", type=int, default=16, help="requests in flight whose tokens are followed")
+    engine.add_argument("--others", type=int, default=112, help="requests in flight beside them")
+    engine.add_argument("--new-tokens", type=int, default=512, help="of a request")
+    engine.add_argument("--engine-log", type=Path, help="where the engine writes its log")
+    return parser
 
 
 if __name__ == "__main__":

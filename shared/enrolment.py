@@ -77,7 +77,7 @@ _WORD: TypeAdapter[Word] = TypeAdapter(Word)
 
 
 async def write_parts(redis: Redis, keys: Keys, version: int, parts: dict[str, Part]) -> None:
-    """Write the parts of several engines, all at once."""
+    """Write the parts of several engines, all at once: what the trainer tells them."""
     key = keys.enrolled(version)
     dated = {engine: replace(part, since=part.since or time.time()) for engine, part in parts.items()}
     mapping: dict[Any, Any] = {engine: _PART.dump_json(part) for engine, part in dated.items()}
@@ -85,6 +85,25 @@ async def write_parts(redis: Redis, keys: Keys, version: int, parts: dict[str, P
         pipe.hset(key, mapping=mapping)
         pipe.expire(key, KEPT_S)
         await pipe.execute()
+
+
+async def write_answer(redis: Redis, keys: Keys, version: int, engine: str, part: Part) -> None:
+    """Write what an engine tells the trainer, which waits for it."""
+    key, answers = keys.enrolled(version), keys.answers(version)
+    dated = replace(part, since=part.since or time.time())
+    async with redis.pipeline(transaction=True) as pipe:
+        pipe.hset(key, mapping={engine: _PART.dump_json(dated)})
+        pipe.expire(key, KEPT_S)
+        pipe.rpush(answers, engine)
+        pipe.expire(answers, KEPT_S)
+        await pipe.execute()
+
+
+async def await_answer(redis: Redis, keys: Keys, version: int, deadline_s: float) -> None:
+    """Return as soon as an engine has answered since the last time, or after `deadline_s` seconds."""
+    answers = keys.answers(version)
+    if await redis.blpop([answers], timeout=max(deadline_s, 0.01)):
+        await redis.delete(answers)  # whoever is woken reads the parts of all
 
 
 async def read_part(redis: Redis, keys: Keys, version: int, engine: str) -> Part | None:

@@ -144,6 +144,10 @@ class Keys:
         """Hash: engine -> JSON of its part in the rendezvous of this version."""
         return f"{{{self.run}}}:enrolled:{version}"
 
+    def answers(self, version: int) -> str:
+        """List: an entry for each answer of an engine to this version that the trainer has not looked at."""
+        return f"{{{self.run}}}:enrolled:{version}:answers"
+
     def words(self, version: int) -> str:
         """Hash: engine -> JSON of what the trainer told it while it waited, paused, for the bytes of this version."""
         return f"{{{self.run}}}:words:{version}"

@@ -14,8 +14,9 @@ from services.rollout.update_progress import NotCleared, UpdateProgress
 from shared.enrolment import Part
 from shared.messages import WeightVersion
 
-FLUSH_TRIES = 3
-FLUSH_POLL_S = 0.02
+FLUSH_TRIES = 6
+"""For requests that were told to end; retracted ones do not go away by themselves."""
+FLUSH_POLL_S = 0.01
 CHECK_S = 30.0
 """Seconds to hash what an engine holds after an update that failed."""
 DRAIN_SHARE = 0.5
@@ -140,14 +141,20 @@ class EngineUpdate:
         """Forget what the old weights cached: a later request could hit it, and its log-probabilities would be off."""
         if self.mode == "in_place":
             return  # requests go on with their own cache; there is no shared one, see the launch arguments
-        for _ in range(FLUSH_TRIES):
-            with contextlib.suppress(EngineRefused):
-                return await self.calls.flush_cache()
-            await asyncio.sleep(FLUSH_POLL_S)
+        if await self._is_flushed(FLUSH_TRIES if self.mode == "abort" else 1):
+            return
         # SGLang before 0.5.20 never flushes while retracted requests wait. Ended, they answer with what they have.
         await self.calls.abort_all()
-        await asyncio.sleep(FLUSH_POLL_S)
-        await self.calls.flush_cache()
+        if not await self._is_flushed(FLUSH_TRIES):
+            await self.calls.flush_cache()
+
+    async def _is_flushed(self, tries: int) -> bool:
+        for _ in range(tries):
+            with contextlib.suppress(EngineRefused):
+                await self.calls.flush_cache()
+                return True
+            await asyncio.sleep(FLUSH_POLL_S)
+        return False
 
     async def _clean_up(self, incoming: Incoming, announced: WeightVersion) -> None:
         """Make another try possible, and generate meanwhile if the engine still holds one version as a whole.

@@ -12,7 +12,7 @@ from services.rollout.engine_update import EngineUpdate
 from services.rollout.launch_engine import EngineDied
 from services.rollout.refused_files import FilesRefused
 from services.rollout.update_progress import NotCleared, UpdateProgress
-from shared.enrolment import Part, read_part, write_parts
+from shared.enrolment import Part, read_part, write_answer
 from shared.logs import Log
 from shared.messages import WeightVersion
 from shared.redis_connection import UNREACHABLE
@@ -170,7 +170,7 @@ class WeightPuller:
         return Part("enrolled", announced.rendezvous.group_name, engine.incarnation, engine.ranks, group)
 
     async def _write(self, announced: WeightVersion, part: Part) -> None:
-        await write_parts(self._redis, self._keys, announced.version, {self._engine.name: part})
+        await write_answer(self._redis, self._keys, announced.version, self._engine.name, part)
 
     async def _newer(self, after: str, block_s: float) -> tuple[str, WeightVersion] | None:
         """The newest announcement after an entry, waiting for one up to `block_s` seconds."""

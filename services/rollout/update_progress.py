@@ -9,7 +9,7 @@ from dataclasses import replace
 from redis.asyncio import Redis
 
 from services.rollout.engine_calls import EngineError
-from shared.enrolment import Part, State, Word, listen, write_parts
+from shared.enrolment import Part, State, Word, listen, write_answer
 from shared.logs import Log
 from shared.redis_connection import UNREACHABLE
 from shared.tasks import end
@@ -86,6 +86,6 @@ class UpdateProgress:
             if self._closed:
                 return
             try:
-                await write_parts(self._redis, self._keys, self._version, {self._engine: self._part})
+                await write_answer(self._redis, self._keys, self._version, self._engine, self._part)
             except UNREACHABLE as error:
                 self._log.warning("redis_unreachable", run=self._keys.run, error=str(error))

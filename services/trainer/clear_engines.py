@@ -4,7 +4,6 @@ An engine that waits in a broadcast for one that hangs cannot be freed on a GPU,
 it before all have said that they are ready to.
 """
 
-import asyncio
 import time
 from collections.abc import Collection
 
@@ -13,7 +12,6 @@ from shared.enrolment import Word
 
 READY_S = 5.0
 """Seconds from the group, or the last engine that drained, until all are paused; milliseconds where all are well."""
-POLL_S = 0.002
 BEAT_S = 1.0
 
 
@@ -39,4 +37,4 @@ async def clear_engines(
         if now >= next_beat:
             await engines.say(version, names, Word(announcement, "wait", beat))
             beat, next_beat = beat + 1, now + BEAT_S
-        await asyncio.sleep(POLL_S)
+        await engines.wait(version)

@@ -21,7 +21,6 @@ from shared.logs import Log
 from shared.messages import Rendezvous, WeightFiles, WeightVersion
 from shared.weight_store import ASIDE
 
-POLL_S = 0.01
 WRITE_TRIES = 4
 WRITE_PAUSE_S = 2.0
 """Seconds before the second try; each further pause is twice as long."""
@@ -140,7 +139,7 @@ class FileTransport:
         """Wait for the engines' answers, and sort them into done and failed."""
         parts: dict[str, Part] = {}
         while len(parts) < len(names) and offer.left_s > 0:
-            await asyncio.sleep(POLL_S)
+            await self.engines.wait(offer.staged.version)
             parts = await self.engines.ended(offer.staged.version, offer.announcement, names)
         outcome.sort(names, parts, self.engines)
         self._refused = self._refused or any(part.files_refused for part in parts.values())

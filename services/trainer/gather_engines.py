@@ -1,6 +1,5 @@
 """One announced version -> the engines that take part, each told its rank; then what became of them."""
 
-import asyncio
 import time
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
@@ -8,13 +7,13 @@ from dataclasses import dataclass, replace
 from redis.asyncio import Redis
 
 from services.trainer.rendezvous import Member
-from shared.enrolment import AT_WORK, Part, Word, read_parts, say, write_parts
+from shared.enrolment import AT_WORK, Part, Word, await_answer, read_parts, say, write_parts
 from shared.memory_handle import MemoryHandle
 from shared.runs import present
 from shared.topology import Keys
 
-POLL_S = 0.004
-PRESENCE_POLL_S = 0.25
+LOOK_S = 0.25
+"""Seconds from one look at who is up to the next."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +48,7 @@ class Engines:
         """Engines that did not answer last time: nobody waits for them again before they have."""
         self.given_up: set[str] = set()
         """Engines that are given nothing for now: they failed too often."""
+        self._up, self._looked = set[str](), 0.0
 
     def expect_nothing_of(self, name: str) -> None:
         """Do not wait for this engine again until it has answered an announcement."""
@@ -65,10 +65,9 @@ class Engines:
 
     async def gather(self, version: int, checksum: str, announcement: str, until: float) -> Gathering:
         """Wait until every engine that is up has answered; at `until` (epoch seconds) go on with those that did."""
-        next_look, up = 0.0, set[str]()
+        self._looked = 0.0
         while True:
-            if time.monotonic() >= next_look:
-                up, next_look = await self.up(), time.monotonic() + PRESENCE_POLL_S
+            up = await self._up_lately()
             parts = await read_parts(self._redis, self._keys, version)
             answers = {name: part for name, part in sorted(parts.items()) if part.announcement == announcement}
             self._silent -= answers.keys()
@@ -77,7 +76,11 @@ class Engines:
                 holding = {name: part for name, part in answers.items() if _holds(part, checksum)}
                 waiting = {name: part for name, part in answers.items() if part.state == "enrolled"}
                 return Gathering({n: part for n, part in waiting.items() if n not in self.given_up}, holding)
-            await asyncio.sleep(POLL_S)
+            await self.wait(version, min(LOOK_S, until - time.time()))
+
+    async def wait(self, version: int, deadline_s: float = LOOK_S) -> None:
+        """Return as soon as an engine has answered since the last time, or after `deadline_s` seconds."""
+        await await_answer(self._redis, self._keys, version, deadline_s)
 
     async def start(
         self,
@@ -110,7 +113,9 @@ class Engines:
     async def look(self, version: int, announcement: str, names: Collection[str]) -> dict[str, Part]:
         """The parts of `names` as they are now; `failed` where an engine restarted meanwhile, or is gone."""
         parts = await read_parts(self._redis, self._keys, version)
-        up = await self.up()
+        up = await self._up_lately()
+        if any(name in parts and parts[name].state in AT_WORK for name in set(names) - up):
+            up = await self._up_lately(0)  # it may have come up since
         found: dict[str, Part] = {}
         for name, part in ((name, parts[name]) for name in names if name in parts):
             found[name] = part
@@ -124,6 +129,12 @@ class Engines:
         """Those of `names` whose part is over: done, failed, restarted meanwhile, or gone."""
         parts = await self.look(version, announcement, names)
         return {name: part for name, part in parts.items() if part.state not in AT_WORK}
+
+    async def _up_lately(self, age_s: float = LOOK_S) -> set[str]:
+        """As of a moment ago: a look at every answer would be a look too many."""
+        if time.monotonic() - self._looked > age_s:
+            self._up, self._looked = await self.up(), time.monotonic()
+        return self._up
 
 
 def _holds(part: Part | None, checksum: str) -> bool:

@@ -1,6 +1,5 @@
 """One snapshot and the engines of this machine -> each told where it lies, and what became of it there."""
 
-import asyncio
 import secrets
 import time
 from collections.abc import Collection, Mapping
@@ -18,8 +17,6 @@ from services.trainer.weight_buckets import WeightBuckets
 from shared.enrolment import Part
 from shared.memory_handle import MemoryHandle, machine_id
 from shared.messages import Rendezvous, WeightVersion
-
-POLL_S = 0.002
 
 
 class Lender:
@@ -100,4 +97,4 @@ class Lender:
             parts = await self.engines.ended(offer.staged.version, offer.announcement, names)
             if len(parts) == len(names) or offer.left_s <= 0:
                 return parts
-            await asyncio.sleep(POLL_S)
+            await self.engines.wait(offer.staged.version)

@@ -14,7 +14,8 @@ from services.trainer.stage_weights import Staged
 from shared.enrolment import Part
 from shared.logs import Log
 
-POLL_S = 0.004
+LOOK_S = 0.05
+"""Seconds from one look at the broadcast to the next, unless an engine answers."""
 CONNECT_S = 5.0
 """Seconds for engines that were told to begin until all are in the group; milliseconds where all are alive."""
 GRACE_S = 2.0
@@ -92,7 +93,7 @@ class WaveSender:
             if not broken and _is_broken(parts, sending):
                 broken, until = True, min(until, time.monotonic() + GRACE_S)
                 abort(group)
-            await asyncio.sleep(POLL_S)
+            await self._engines.wait(offer.staged.version, LOOK_S)
         if sending is not None:
             await self._end(sending, group, offer, len(parts) < len(names) or _is_broken(parts, sending))
         return parts

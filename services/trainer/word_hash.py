@@ -52,7 +52,7 @@ def tile_hashes(words: Tensor, starts: Tensor, sizes: Tensor) -> Tensor:
         starts: int32, [tiles]; the position of each tile's first word in its tensor.
         sizes: int32, [tiles]; how many words that tensor has.
     """
-    positions = starts[:, None] + torch.arange(words.shape[1], dtype=torch.int32, device=words.device)
+    positions = starts[:, None] + torch.arange(TILE, dtype=torch.int32, device=words.device)
     upper = _half(words, positions, sizes[:, None], *HALVES[0])
     lower = _half(words, positions, sizes[:, None], *HALVES[1])
     return (upper.long() << 32) | (lower.long() & 0xFFFFFFFF)

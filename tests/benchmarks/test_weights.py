@@ -4,20 +4,39 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 
 from benchmarks import weights
 
+GPUS = torch.cuda.device_count()
 
-def test_versions_go_through_publisher_and_sidecar_and_are_compared_with_a_plain_broadcast(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+
+def gpus(transport: str, staging: str, count: int) -> object:
+    marks = [pytest.mark.gpu, pytest.mark.skipif(count > GPUS, reason=f"there are no {count} GPUs")]
+    return pytest.param(transport, staging, marks=marks)
+
+
+@pytest.mark.parametrize(
+    ("transport", "staging"),
+    [
+        ("gloo", "auto"),
+        ("ipc", "auto"),
+        gpus("ipc", "device", 1),
+        gpus("nccl", "device", 2),
+        gpus("nccl", "host", 2),
+    ],
+)
+def test_versions_go_through_publisher_and_sidecar_are_proven_and_compared_with_plain_transfers(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], transport: str, staging: str
 ) -> None:
-    file = tmp_path / "rows.json"
-    weights.main(["--sizes-gb", "0.05", "--versions", "2", "--bucket-mib", "32", "--json", str(file)])
+    file, size = tmp_path / "rows.json", ["--sizes-gb", "0.05", "--versions", "2", "--bucket-mib", "32"]
+    weights.main([*size, "--transport", transport, "--staging", staging, "--json", str(file)])
     (row,) = json.loads(file.read_text())
-    assert (row["transport"], row["staged_on"], row["tensors"], row["buckets"]) == ("gloo", "cpu", 2, 2)
+    place = {"auto": "cuda" if GPUS and transport == "ipc" else "cpu", "device": "cuda", "host": "host"}[staging]
+    assert (row["transport"], row["staged_on"], row["tensors"], row["buckets"]) == (transport, place, 2, 2)
     assert row["nbytes"] == pytest.approx(0.05e9, rel=1e-3)
     assert set(row["seconds"]) == set(weights.PHASES)
     assert all(value > 0 for value in row["seconds"].values())
     assert row["seconds"]["transfer"] + row["seconds"]["load"] < row["seconds"]["total"]
     assert row["ratio_to_plain_broadcast"] > 0
-    assert "| gloo | 0.05 | cpu |" in capsys.readouterr().out
+    assert f"| {transport} | 0.05 | {place} |" in capsys.readouterr().out

@@ -12,7 +12,7 @@ from torch import distributed
 
 from services.trainer.weight_buckets import WeightBuckets
 from services.trainer.weight_hashes import checksum
-from shared.enrolment import Part, Word, listen, read_part, write_parts
+from shared.enrolment import Part, Word, listen, read_part, write_answer
 from shared.messages import WeightVersion
 from shared.runs import announce, withdraw
 from shared.streams import Stream
@@ -138,4 +138,4 @@ class ReceivingEngine:
             self.connection.broadcast(flat, 0).wait()
 
     async def _write(self, announced: WeightVersion, part: Part) -> None:
-        await write_parts(self.redis, Keys(self.run), announced.version, {self.name: part})
+        await write_answer(self.redis, Keys(self.run), announced.version, self.name, part)
