@@ -28,7 +28,7 @@ from services.trainer.compute_thread import ComputeThread
 from services.trainer.evaluation_gate import EvaluationGate
 from services.trainer.load_model import load_policy
 from services.trainer.packing import MicroBatch, pack, with_columns
-from services.trainer.publish_versions import PublishedVersions
+from services.trainer.publish_versions import MakeRoom, PublishedVersions
 from services.trainer.publish_weights import Deadlines, PublishReport, WeightPublisher
 from services.trainer.stage_weights import Staged
 from services.trainer.step_ledger import StepLedger
@@ -75,8 +75,8 @@ class CountingPublisher(WeightPublisher):
 
     reports: list[PublishReport]
 
-    async def publish(self, staged: Staged) -> PublishReport | None:
-        report = await super().publish(staged)
+    async def publish(self, staged: Staged, make_room: MakeRoom | None = None) -> PublishReport | None:
+        report = await super().publish(staged, make_room)
         if report is not None:
             assert len(report.done) == 1, report.failed
             assert report.unverified == ()

@@ -14,7 +14,19 @@ from shared.topology import Keys
 KEPT_S = 3600
 """Seconds after the last word about a version at which its parts are forgotten."""
 
-State = Literal["enrolled", "go", "preparing", "draining", "pausing", "ready", "loading", "proving", "done", "failed"]
+State = Literal[
+    "enrolled",
+    "go",
+    "preparing",
+    "draining",
+    "pausing",
+    "resuming",
+    "ready",
+    "loading",
+    "proving",
+    "done",
+    "failed",
+]
 """What an engine does with a version; the trainer writes `go`, the engine all others, in this order.
 
 enrolled: it answered the announcement, serves its old version, and waits for its turn.
@@ -22,12 +34,15 @@ go: it is its turn.
 preparing: it joins the process group, or fetches the files; it still serves.
 draining: it takes no new requests until those in flight have ended (update mode drain).
 pausing: its requests are being stopped.
+resuming: it takes the memory again that it had given away; its requests have been waiting since then.
 ready: it is paused, and waits until all engines of its group are.
 loading: the weights come in.
 proving: its hashes are compared with the trainer's.
 done: it holds the version, and serves it. failed: `reason` says why not.
 """
-AT_WORK: frozenset[State] = frozenset(("go", "preparing", "draining", "pausing", "ready", "loading", "proving"))
+AT_WORK: frozenset[State] = frozenset(
+    ("go", "preparing", "draining", "pausing", "resuming", "ready", "loading", "proving")
+)
 """Told to take the version, and not at the end of it."""
 
 

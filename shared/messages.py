@@ -274,6 +274,19 @@ class WeightVersion:
 
 
 @dataclass(frozen=True, slots=True)
+class MemoryTurn:
+    """Whose the memory of the shared device is from now on, in a run whose trainer and engines take turns with it."""
+
+    turn: str
+    """Names it; no two turns of a run have the same name."""
+    holder: Literal["trainer", "engines"]
+    since: float
+    """Seconds since the epoch."""
+    until: float
+    """trainer: when engines have to have given their memory away."""
+
+
+@dataclass(frozen=True, slots=True)
 class Event:
     """Something that happened to a run, a group or a service."""
 

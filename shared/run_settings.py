@@ -143,6 +143,9 @@ class WeightSettings(Settings):
     """broadcast: from memory to memory, over a process group, NCCL between GPUs and gloo between CPUs; ipc: engines on
     the trainer's machine copy out of its memory, by CUDA IPC on a GPU, so both may share one; disk: as safetensors in a
     folder that both sides see; delta: the same, of most versions only what changed."""
+    memory: Literal["kept", "turns"] = "kept"
+    """ipc: kept: trainer and engine of one GPU keep their parts of its memory; turns: all of it is the engine's while
+    it generates and the trainer's while it trains, which is for synchronous runs."""
     folder: str = ""
     """disk, delta: path or fsspec URL of the folder that trainer and engines share; empty: `weights` in the run's."""
     local_folder: str = ""

@@ -18,6 +18,7 @@ from shared.messages import (
     DeadLetter,
     Event,
     GroupReady,
+    MemoryTurn,
     Prompt,
     Rollout,
     StepCommit,
@@ -28,7 +29,7 @@ from shared.messages import (
 from shared.rollback import Rollback, encode_rollback
 from shared.rollout_parts import arrays_of
 from shared.streams import Message, entry_of
-from shared.topology import DEAD, EVALS, EVENTS, GROUPS, PROMPTS, ROLLOUTS, STEPS, STREAMS, WEIGHTS, Keys
+from shared.topology import DEAD, EVALS, EVENTS, GROUPS, MEMORY, PROMPTS, ROLLOUTS, STEPS, STREAMS, WEIGHTS, Keys
 from shared.version_ledger import VersionRecord, encode_record
 
 
@@ -209,6 +210,11 @@ class Ledger:
         names = [keys.trainer_epoch, keys.stream(WEIGHTS), keys.versions]
         args: list[Any] = [epoch, entry, WEIGHTS.keep_newest, version.version, encode_record(record)]
         self._check_ledger(await self._call(weights_lua.ANNOUNCE, names, args))
+
+    async def take_turn(self, epoch: int, turn: MemoryTurn) -> None:
+        """Say whose the shared device memory is; FencedOut or LedgerBehind as for a step."""
+        entry, names = Codec[Any](MemoryTurn).encode(turn), [self.keys.trainer_epoch, self.keys.stream(MEMORY)]
+        self._check_ledger(await self._call(weights_lua.TAKE_TURN, names, [epoch, entry, MEMORY.keep_newest]))
 
     async def note_version(self, epoch: int, version: int, record: VersionRecord) -> None:
         """Keep what became of an announced version; FencedOut or LedgerBehind as for a step."""

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Any
 
-from shared.messages import Attempt, DeadLetter, Event, GroupReady, Prompt, StepRecord, WeightVersion
+from shared.messages import Attempt, DeadLetter, Event, GroupReady, MemoryTurn, Prompt, StepRecord, WeightVersion
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,10 +26,11 @@ GROUPS = StreamSpec("groups", GroupReady, ("reward", "rollout"), "trainer")
 EVALS = StreamSpec("evals", GroupReady, ("reward",), None)
 STEPS = StreamSpec("steps", StepRecord, ("trainer",), None)
 WEIGHTS = StreamSpec("weights", WeightVersion, ("trainer",), None, keep_newest=1000)
+MEMORY = StreamSpec("memory", MemoryTurn, ("trainer",), None, keep_newest=100)
 EVENTS = StreamSpec("events", Event, ("gateway", "rollout", "reward", "trainer", "engine"), None, keep_newest=100_000)
 DEAD = StreamSpec("dead", DeadLetter, ("rollout", "reward", "trainer"), None)
 
-STREAMS = (PROMPTS, ROLLOUTS, GROUPS, EVALS, STEPS, WEIGHTS, EVENTS, DEAD)
+STREAMS = (PROMPTS, ROLLOUTS, GROUPS, EVALS, STEPS, WEIGHTS, MEMORY, EVENTS, DEAD)
 
 RUNS = "{sluice}:runs"
 """Sorted set of run ids by time of creation."""
@@ -151,6 +152,11 @@ class Keys:
     def words(self, version: int) -> str:
         """Hash: engine -> JSON of what the trainer told it while it waited, paused, for the bytes of this version."""
         return f"{{{self.run}}}:words:{version}"
+
+    @property
+    def memory_parts(self) -> str:
+        """Hash: engine -> JSON of what it has done with its device memory for which turn (shared.memory_parts)."""
+        return f"{{{self.run}}}:memory_parts"
 
     @property
     def versions(self) -> str:

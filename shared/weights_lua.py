@@ -15,6 +15,18 @@ return 1
 )
 """Engines take the newest entry, whoever wrote it."""
 
+TAKE_TURN = (
+    EPOCH
+    + """
+-- KEYS trainer epoch, memory; ARGV epoch, entry, most entries that are kept
+local epoch = check_epoch(KEYS[1], ARGV[1])
+if epoch ~= 0 then return epoch end
+redis.call('XADD', KEYS[2], 'MAXLEN', '~', ARGV[3], '*', 'm', ARGV[2])
+return 1
+"""
+)
+"""Engines obey the newest entry: a trainer that was replaced must not give away what its successor uses."""
+
 NOTE_VERSION = (
     EPOCH
     + """

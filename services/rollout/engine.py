@@ -14,6 +14,7 @@ from services.rollout.attach_engine import Attached
 from services.rollout.engine_calls import EngineCalls
 from services.rollout.engine_events import EngineEvents
 from services.rollout.engine_life import Lives
+from services.rollout.engine_memory import KeepMemory, Memory, TakeTurns
 from services.rollout.engine_update import EngineUpdate
 from services.rollout.held_process import HeldProcess, Launched
 from services.rollout.host_copy import HostCopy
@@ -22,7 +23,7 @@ from services.rollout.pull_weights import EngineIdentity, WeightPuller
 from services.rollout.register_with_router import RouterSeat
 from services.rollout.take_files import TakeFiles
 from shared.deployment import EngineSettings
-from shared.errors import SluiceError
+from shared.errors import RunRejected, SluiceError
 from shared.redis_connection import UNREACHABLE
 from shared.runs import HEARTBEAT_S, announce, withdraw
 from shared.service import Serving, main
@@ -44,29 +45,43 @@ class Sidecar:
             EngineLost: the engine died too often; somebody has to look.
         """
         place, lives = serving.place, self._lives(serving)
-        seat = RouterSeat(place.deployment.router_url, lives.url, place.log)
+        seat, memory = RouterSeat(place.deployment.router_url, lives.url, place.log), _memory(serving, lives)
+        following = asyncio.ensure_future(memory.follow())
         try:
             await seat.leave()  # a sidecar that was killed may have left the address there
             while True:
                 try:
-                    await self._serve_life(serving, lives, seat)
+                    await self._serve_life(serving, lives, seat, memory, following)
                 except EngineDied as death:
                     await self._bury(serving, lives, seat, death)
                     await asyncio.sleep(lives.next_delay_s(str(death), served=seat.was_taken))
                     seat.was_taken = False
         finally:
+            await end(following)
             await seat.leave()
             await seat.close()
             await lives.release()
 
     def _lives(self, serving: Serving) -> Lives:
+        """RunRejected if the engine is somebody else's and the run's memory is not to be kept."""
         settings, index = serving.place.deployment.engine, self._held.index
-        return Launched(serving, self._held) if index < settings.count else Attached(serving, _url(settings, index))
+        if index < settings.count:
+            return Launched(serving, self._held)
+        url = _url(settings, index)
+        if serving.record.settings.weights.memory == "turns":
+            raise RunRejected(
+                f'weights.memory is "turns", and the engine at {url} is somebody else\'s, who may start it anew or'
+                ' use its memory at any time; leave engine.urls of the deployment empty, or write memory = "kept"'
+            )
+        return Attached(serving, url)
 
-    async def _serve_life(self, serving: Serving, lives: Lives, seat: RouterSeat) -> None:
+    async def _serve_life(
+        self, serving: Serving, lives: Lives, seat: RouterSeat, memory: Memory, following: "asyncio.Future[None]"
+    ) -> None:
         """Serve with one life of the engine until that or the run ends."""
-        place, mode, engine = serving.place, serving.record.settings.engine.update_mode, await lives.start()
+        place, mode, engine = serving.place, serving.record.settings.engine.update_mode, await memory.start()
         update = EngineUpdate(engine.calls, mode, engine.device, _incoming_files(serving, engine.calls))
+        memory.serves(update)
         identity = EngineIdentity(place.name, engine.incarnation, engine.ranks)
         puller = WeightPuller(serving.redis, serving.run, identity, update, place.log)
         tasks = [
@@ -77,6 +92,7 @@ class Sidecar:
                 puller.follow(seat.want, seat.leave),
                 seat.keep(),
                 _ready_once_seated(serving, seat),
+                asyncio.shield(following),
             )
         ]
         try:
@@ -84,6 +100,7 @@ class Sidecar:
             for task in done:
                 task.result()
         finally:
+            memory.serves(None)
             await end(*tasks)
             with contextlib.suppress(*UNREACHABLE):
                 await withdraw(serving.redis, serving.run, f"engine-up/{place.name}")
@@ -104,6 +121,12 @@ class Sidecar:
 
 def _events(serving: Serving) -> EngineEvents:
     return EngineEvents(serving.redis, serving.run, serving.place.name, serving.place.log)
+
+
+def _memory(serving: Serving, lives: Lives) -> Memory:
+    if serving.record.settings.weights.memory == "kept":
+        return KeepMemory(lives)
+    return TakeTurns(serving.redis, serving.run, serving.place.name, lives, serving.place.log)
 
 
 def _incoming_files(serving: Serving, calls: EngineCalls) -> TakeFiles | None:

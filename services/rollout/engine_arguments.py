@@ -46,6 +46,8 @@ STREAM_ARGUMENTS: dict[str, Any] = {"incremental_streaming_output": True, "strea
 CPU_ENVIRONMENT = {"SGLANG_USE_CPU_ENGINE": "1", "OMP_NUM_THREADS": "1"}
 CUDA_ENVIRONMENT = {"NCCL_CUMEM_ENABLE": "0", "NCCL_NVLS_ENABLE": "0"}
 """Both sides of a weight update must agree on these; the trainer sets the same."""
+SAVER_ENVIRONMENT = {"SGLANG_MEMORY_SAVER_CUDA_GRAPH": "1"}
+"""Graphs of SGLang keep their memory otherwise, whatever else is given away."""
 ENVIRONMENT = {
     "HF_HUB_OFFLINE": "1",
     "TRANSFORMERS_OFFLINE": "1",
@@ -78,11 +80,17 @@ class EnginePlan:
         return int(self.arguments.get("tp_size", 1))
 
 
-def plan_engine(model: ModelSettings, engine: EngineSettings, host: str, port: int, index: int) -> EnginePlan:
+def plan_engine(
+    model: ModelSettings, engine: EngineSettings, host: str, port: int, index: int, takes_turns: bool = False
+) -> EnginePlan:
     """The plan of engine number `index` of this node.
 
+    Args:
+        takes_turns: the engine has to be able to give its GPU's memory away. On a CPU it can, and gives none.
+
     Raises:
-        RunRejected: no such model or device, or a server argument that SGLang does not have or that is reserved.
+        RunRejected: no such model or device, or a server argument that SGLang does not have or that is reserved; or it
+            is to give memory away, and what it needs for that is not installed.
     """
     folder = Path(model.path).absolute()
     if not (folder / "config.json").exists():
@@ -94,6 +102,10 @@ def plan_engine(model: ModelSettings, engine: EngineSettings, host: str, port: i
     if engine.update_mode == "in_place":
         # The cache cannot be flushed around requests that keep running, and a later request must not reuse it.
         defaults = {**defaults, "disable_radix_cache": True}
+    extra = CPU_ENVIRONMENT if device == "cpu" else CUDA_ENVIRONMENT
+    if takes_turns and device != "cpu":
+        _check_saver()
+        defaults, extra = {**defaults, "enable_memory_saver": True}, {**extra, **SAVER_ENVIRONMENT}
     arguments = {
         "model_path": str(folder),
         "dtype": model.dtype,
@@ -105,7 +117,6 @@ def plan_engine(model: ModelSettings, engine: EngineSettings, host: str, port: i
         **defaults,
         **engine.server_args,
     }
-    extra = CPU_ENVIRONMENT if device == "cpu" else CUDA_ENVIRONMENT
     loopback = {"GLOO_SOCKET_IFNAME": "lo"} if is_loopback(host) else {}
     return EnginePlan(host, port, device, arguments, {**ENVIRONMENT, **extra, **loopback})
 
@@ -144,6 +155,15 @@ def _fields(tree: ast.Module, any_class: bool) -> set[str]:
     ]
     fields = [item.target for each in classes for item in each.body if isinstance(item, ast.AnnAssign)]
     return {name.id for name in fields if isinstance(name, ast.Name) and not name.id.startswith("_")}
+
+
+def _check_saver() -> None:
+    if importlib.util.find_spec("torch_memory_saver") is None:
+        raise RunRejected(
+            'weights.memory is "turns", and torch-memory-saver, by which SGLang gives memory away, is not installed'
+            " where the engine sidecar runs; install it there (pip install torch-memory-saver), or write"
+            ' memory = "kept"'
+        )
 
 
 def _check_names(given: dict[str, Any]) -> None:

@@ -11,6 +11,8 @@ from shared.messages import TensorSpec
 SHORT_S = 10.0
 """Seconds for a call that only changes a state of the server."""
 HEALTH_S = 2.0
+MEMORY_TAGS = ("kv_cache", "weights", "cuda_graph")
+"""All that SGLang gives away and takes again by name."""
 IDLE_S = 2.0
 """Seconds after which an idle connection is not used again; the server closes it after 5."""
 
@@ -164,6 +166,15 @@ class EngineCalls:
         await self._post("/update_weights_from_tensor", body, deadline_s)
         if version is not None:
             self.version = str(version)
+
+    async def release_memory(self, deadline_s: float) -> None:
+        """Give all device memory away: weights, caches, graphs. It must be paused, and its cache flushed."""
+        self.version = None
+        await self._post("/release_memory_occupation", {"tags": list(MEMORY_TAGS)}, deadline_s)
+
+    async def resume_memory(self, deadline_s: float) -> None:
+        """Take the memory again, after it was given away; what the weights are is left open."""
+        await self._post("/resume_memory_occupation", {"tags": list(MEMORY_TAGS)}, deadline_s)
 
     async def flush_cache(self) -> None:
         """Forget every cached prefix; refused while requests run."""

@@ -11,7 +11,7 @@ from services.rollout.refused_files import FilesRefused
 from services.rollout.take_broadcast import TakeBroadcast
 from services.rollout.take_lent import TakeLent
 from services.rollout.update_progress import NotCleared, UpdateProgress
-from shared.enrolment import Part
+from shared.enrolment import Part, State
 from shared.messages import WeightVersion
 
 FLUSH_TRIES = 6
@@ -72,6 +72,9 @@ class EngineUpdate:
     """How long the phases of the last update took."""
     held: list[dict[str, str]] = field(default_factory=list[dict[str, str]])
     """The engine's own hashes of the version that it proved last, by rank."""
+    gave_memory: bool = False
+    """True while the engine has no device memory, and so no weights; it is paused."""
+    _at_work: asyncio.Lock = field(default_factory=asyncio.Lock)
 
     async def run(self, announced: WeightVersion, part: Part, progress: UpdateProgress) -> int:
         """Load and prove a version; `progress` hears of each phase.
@@ -82,6 +85,34 @@ class EngineUpdate:
         Raises:
             EngineError: the engine does not hold the version. It generates again only if it holds another one whole.
         """
+        async with self._at_work:
+            return await self._run(announced, part, progress)
+
+    async def give_memory(self, until: float) -> None:
+        """Give the engine's device memory away until the next version comes: `run` takes it again.
+
+        Requests in flight wait, or end as the mode says; none is lost. The weights are.
+
+        Args:
+            until: seconds since the epoch.
+
+        Raises:
+            EngineError: the engine may have its memory still, and is of no more use.
+        """
+        async with self._at_work:
+            if self.gave_memory:
+                return
+            self.unfinished = self.mixed = True
+            self.seconds, self.held = {}, []
+            lap = Laps(self.seconds)
+            await self._pause(until, lap)
+            await self._flush()
+            lap("flush")
+            await self.calls.release_memory(until - time.time())
+            lap("release")
+            self.gave_memory, self.unfinished = True, False
+
+    async def _run(self, announced: WeightVersion, part: Part, progress: UpdateProgress) -> int:
         self.unfinished, self.seconds = True, {}
         incoming = self._incoming(announced)
         try:
@@ -106,7 +137,10 @@ class EngineUpdate:
         progress.enter("preparing")
         await incoming.prepare(announced, part)
         lap("prepare" if announced.files else "connect")
-        await self._pause(until, lap, progress)
+        if self.gave_memory:
+            await self._take_memory(until, lap, progress)
+        else:
+            await self._pause(until, lap, progress)
         await incoming.begin()
         if incoming.together:
             progress.enter("ready")
@@ -128,12 +162,19 @@ class EngineUpdate:
         lap("resume")
         return unverified
 
-    async def _pause(self, until: float, lap: "Laps", progress: UpdateProgress) -> None:
+    async def _take_memory(self, until: float, lap: "Laps", progress: UpdateProgress) -> None:
+        progress.enter("resuming")
+        await self.calls.resume_memory(until - time.time())
+        self.gave_memory = False
+        lap("resume_memory")
+
+    async def _pause(self, until: float, lap: "Laps", progress: UpdateProgress | None = None) -> None:
+        enter = progress.enter if progress is not None else _tell_nobody
         if self.mode == "drain":
-            progress.enter("draining")
+            enter("draining")
             await self.calls.wait_until_idle((until - time.time()) * DRAIN_SHARE)
             lap("drain")
-        progress.enter("pausing")
+        enter("pausing")
         await self.calls.pause("retract" if self.mode == "drain" else self.mode, until - time.time())
         lap("pause")
 
@@ -167,6 +208,11 @@ class EngineUpdate:
                 self.mixed = False
             if not self.mixed:
                 await self.calls.resume()
+
+
+def _tell_nobody(state: State) -> None:
+    """No version is under way whose part could say so."""
+    del state
 
 
 def prove(expected: dict[str, str], ranks: list[dict[str, str]]) -> int:

@@ -36,7 +36,8 @@ class Launched:
         """RunRejected if the run's engine settings are wrong."""
         settings, place = serving.record.settings, serving.place
         host, port = place.deployment.engine.host, place.deployment.engine.port + held.index
-        self._plan: EnginePlan = plan_engine(settings.model, settings.engine, host, port, held.index)
+        self._takes_turns = settings.weights.memory == "turns"
+        self._plan: EnginePlan = plan_engine(settings.model, settings.engine, host, port, held.index, self._takes_turns)
         self._serving, self._held = serving, held
         self._restarts = Restarts(starting=serving.record.state == "starting")
         self.url = self._plan.url
@@ -67,7 +68,9 @@ class Launched:
         await self._held.stop(grace_s)
 
     async def release(self) -> None:
-        """The run is over. The process stays for the next one."""
+        """The run is over. The process stays for the next one, unless it has a GPU whose memory others count on."""
+        if self._takes_turns:
+            await self._held.stop()
 
     def next_delay_s(self, reason: str, served: bool = False) -> float:
         """Seconds to wait before the next start; see Restarts."""

@@ -162,7 +162,7 @@ class WeightPuller:
                 raise EngineDied(f"weight version {announced.version} could not be loaded: {error}") from error
 
     def _holds(self, announced: WeightVersion) -> bool:
-        proof = self._proof
+        proof = None if self._update.gave_memory else self._proof
         return proof is not None and (proof.version, proof.checksum) == (announced.version, announced.checksum)
 
     def _part(self, announced: WeightVersion) -> Part:

@@ -41,6 +41,10 @@ class Backend(Predictor, Protocol):
         """The whole weights under their Hugging Face names, on their device, tied ones once; the same on every rank."""
         ...
 
+    def tensors(self) -> Iterator[torch.Tensor]:
+        """All that takes memory between steps: weights, and what the optimizer keeps; some may come twice."""
+        ...
+
     def state(self) -> State:
         """References to all state of this rank, to be copied before the next step."""
         ...

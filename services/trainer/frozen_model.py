@@ -1,5 +1,7 @@
 """A model that is asked and never trained: the reference, or a teacher."""
 
+from collections.abc import Iterator
+
 import torch
 
 from services.trainer.backends.shard_model import let_go, shard_model
@@ -35,6 +37,10 @@ class FrozenModel:
         if self._moves:
             self._model.to("cpu")
         return said
+
+    def tensors(self) -> Iterator[torch.Tensor]:
+        """All that takes memory between steps."""
+        yield from self._model.parameters()
 
     def weights(self) -> dict[str, torch.Tensor]:
         """By parameter name; references."""

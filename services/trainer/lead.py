@@ -29,6 +29,9 @@ class LeadLearner:
         with self._orders.together("gather"):
             yield from self._own.named_tensors()
 
+    def tensors(self) -> Iterator[torch.Tensor]:
+        return self._own.tensors()
+
     def state(self) -> State:
         return self._own.state()
 

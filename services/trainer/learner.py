@@ -1,6 +1,6 @@
 """A run's models on one rank, as its loop sees them: train a step, give the weights, be written and read, export."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -37,6 +37,10 @@ class Learner(Protocol):
         """The whole policy under its Hugging Face names, on its device; see Backend."""
         ...
 
+    def tensors(self) -> Iterator[torch.Tensor]:
+        """All of this rank that takes memory between steps, of every model; some may come twice."""
+        ...
+
     def state(self) -> State:
         """References to all state of this rank, to be copied before the next step."""
         ...
@@ -59,7 +63,10 @@ class RankLearner:
         trainer: StepTrainer,
         critic: Backend | None = None,
         reference: Reference | None = None,
+        frozen: Sequence[FrozenModel] = (),
     ) -> None:
+        """`frozen`: every model that is asked and never trained, the reference included."""
+        self._frozen = frozen
         self._policy, self._trainer, self._critic = policy, trainer, critic
         self._refreshed = reference if reference is not None and reference.refresh_every else None
 
@@ -73,6 +80,12 @@ class RankLearner:
     def named_tensors(self) -> Iterator[tuple[str, torch.Tensor]]:
         """See Learner."""
         return self._policy.named_tensors()
+
+    def tensors(self) -> Iterator[torch.Tensor]:
+        """See Learner."""
+        trained = [self._policy] if self._critic is None else [self._policy, self._critic]
+        for model in (*trained, *self._frozen):
+            yield from model.tensors()
 
     def state(self) -> State:
         """See Learner."""

@@ -206,6 +206,8 @@ class TrainingLoop:
         share = self.share(intent)
         rollouts = await self.redis(lambda: self._fetch(intent, share.attempts))
         self.clock.lap("fetch")
+        await self.versions.make_way()
+        self.clock.lap("memory")
         metrics = await self.compute.run(self.learner.train, rollouts, intent, share)
         self.clock.lap("train")
         self.watch.check(intent.step, metrics)

@@ -46,10 +46,11 @@ class _Opening:
     def learner(self) -> Learner:
         (policy, flops), critic, reference = self._policy(), self._critic(), self._reference()
         algorithm, trainer = self._algorithm, self._settings.trainer
+        teacher = self._frozen(Path(trainer.distillation.teacher)) if algorithm.needs_teacher else None
         estimators = Estimators(
             policy=policy if algorithm.needs_proximal else None,
             reference=reference.model if reference else None,
-            teacher=self._frozen(Path(trainer.distillation.teacher)) if algorithm.needs_teacher else None,
+            teacher=teacher,
             critic=critic.backend if critic else None,
         )
         steps = StepTrainer(
@@ -62,7 +63,8 @@ class _Opening:
             costs=StepCosts(self._device, self._dtype, self._ranks, flops, algorithm.epochs),
             critic=critic,
         )
-        return RankLearner(policy, steps, critic.backend if critic else None, reference)
+        frozen = [model for model in (reference.model if reference else None, teacher) if model is not None]
+        return RankLearner(policy, steps, critic.backend if critic else None, reference, frozen)
 
     def _policy(self) -> tuple[TorchBackend, TrainingFlops]:
         trust, temperature = self._settings.model.trust_remote_code, self._algorithm.temperature

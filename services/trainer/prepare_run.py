@@ -19,6 +19,7 @@ from services.trainer.learner import Learner
 from services.trainer.ledger_on_disk import LedgerOnDisk
 from services.trainer.load_model import choose_device
 from services.trainer.loop import TrainingLoop
+from services.trainer.memory_turns import ask_for_memory, take_turns
 from services.trainer.publish_versions import CountedVersions, PublishedVersions, Publisher
 from services.trainer.recorded_run import note_run, own_folder, owner_of
 from services.trainer.retention import Retention
@@ -85,6 +86,7 @@ async def prepare_run(
     checkpoints = team.checkpoints(folder / "checkpoints", owner_of(serving.record), settings, log)
     await take_up_branch(serving, checkpoints)
     device = choose_device(settings.engine.device)
+    engines = await ask_for_memory(serving, ledger, team)
     learner = await compute.run(team.open, serving.record, device)
     await await_redis(ledger.take_over)
     position, manifest = await await_redis(ledger.position), manifest_of(settings)
@@ -101,7 +103,8 @@ async def prepare_run(
     gate = EvaluationGate(redis, settings, is_stopping, await_redis, log)
     publisher = open_publisher(serving, ledger) if settings.kind == "rl" else None
     counted = CountedVersions(ledger, await_redis)
-    versions = PublishedVersions(publisher, learner, compute, gate, position.told) if publisher else counted
+    memory = take_turns(engines, learner, device, compute)
+    versions = PublishedVersions(publisher, learner, compute, gate, position.told, memory) if publisher else counted
     writer = CheckpointWriter(checkpoints, compute, log)
     archive = StepArchive(redis, keys, ledger, folder) if settings.trainer.archive else None
     loop = TrainingLoop(

@@ -1,7 +1,7 @@
 """Finished steps -> weight versions: a snapshot at once, its publication while the next step waits and trains."""
 
 import asyncio
-from collections.abc import Iterable
+from collections.abc import Awaitable, Callable, Iterable
 from typing import Any, Protocol
 
 import torch
@@ -13,6 +13,7 @@ from services.trainer.step_ledger import StepLedger
 from shared.await_redis import AwaitRedis
 from shared.tasks import end
 
+MakeRoom = Callable[[], Awaitable[None]]
 NOTHING = -1
 """No version: nobody evaluates it."""
 
@@ -22,8 +23,24 @@ class Publisher(Protocol):
 
     def stage(self, version: int, step: int, named_tensors: Iterable[tuple[str, torch.Tensor]]) -> Any: ...
 
-    async def publish(self, staged: Any) -> object | None:
-        """None if a newer snapshot has replaced this one."""
+    async def publish(self, staged: Any, make_room: MakeRoom | None = None) -> object | None:
+        """None if a newer snapshot has replaced this one; `make_room` is awaited before engines are asked."""
+        ...
+
+    async def stand_back(self) -> None:
+        """Give engines nothing until the next version is published."""
+        ...
+
+
+class Memory(Protocol):
+    """The device memory that engines and this trainer have in turn."""
+
+    async def take(self) -> None:
+        """Have it, with all models in it; of no effect for who has it."""
+        ...
+
+    async def give(self) -> None:
+        """Leave it to the engines."""
         ...
 
 
@@ -35,6 +52,10 @@ class Versions(Protocol):
 
         They wait for the evaluation of the version before, unless they are to replace it `at_once`.
         """
+        ...
+
+    async def make_way(self) -> None:
+        """Called before every step is trained: where memory is shared in turns, it is the trainer's afterwards."""
         ...
 
     async def settle(self) -> None:
@@ -57,9 +78,19 @@ class PublishedVersions:
     """
 
     def __init__(
-        self, publisher: Publisher, learner: Learner, compute: ComputeThread, gate: EvaluationGate, first: int
+        self,
+        publisher: Publisher,
+        learner: Learner,
+        compute: ComputeThread,
+        gate: EvaluationGate,
+        first: int,
+        memory: Memory | None = None,
     ) -> None:
-        """`first`: the version that engines were told of last; older ones, trained again, are not for them."""
+        """Args:
+        first: the version that engines were told of last; older ones, trained again, are not for them.
+        memory: what trainer and engines take turns with; None where each keeps its own.
+        """
+        self._memory = memory
         self._publisher, self._learner, self._compute, self._gate, self._first = (
             publisher,
             learner,
@@ -88,6 +119,14 @@ class PublishedVersions:
         if self._in_flight is None or self._in_flight.done():
             self._in_flight = asyncio.create_task(self._publish())
 
+    async def make_way(self) -> None:
+        """See Versions. What engines were given last, they have, and their answers for its evaluation are in."""
+        if self._memory is not None:
+            await self.settle()
+            await self._gate.wait(self._published)
+            await self._publisher.stand_back()
+            await self._memory.take()
+
     async def settle(self) -> None:
         """See Versions."""
         if self._in_flight is not None:
@@ -111,7 +150,8 @@ class PublishedVersions:
         while self._waiting is not None:
             await self._gate.wait(self._published)
             (version, staged), self._waiting = self._waiting, None
-            if await self._publisher.publish(staged) is not None:
+            make_room = self._memory.give if self._memory is not None else None
+            if await self._publisher.publish(staged, make_room) is not None:
                 self._published = version
 
 
@@ -124,6 +164,9 @@ class CountedVersions:
     async def offer(self, version: int, at_once: bool = False) -> None:
         """See Versions."""
         await self._redis(lambda: self._ledger.served(version))
+
+    async def make_way(self) -> None:
+        """See Versions."""
 
     async def settle(self) -> None:
         """See Versions."""

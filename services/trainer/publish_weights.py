@@ -12,6 +12,7 @@ import torch
 from services.trainer.beside_training import BesideTraining
 from services.trainer.broadcast_version import Broadcaster, Outcome, Proofs
 from services.trainer.gather_engines import Engines
+from services.trainer.publish_versions import MakeRoom
 from services.trainer.rendezvous import in_thread
 from services.trainer.stage_weights import Stage, Staged
 from services.trainer.step_ledger import StepLedger
@@ -62,7 +63,7 @@ class PublishReport:
     unverified: tuple[str, ...]
     """Those of `done` of which some or all tensors could not be verified."""
     seconds: dict[str, float] = field(default_factory=dict[str, float])
-    """By phase: hash, write, enrol, connect, broadcast, lend, prove, total; those of the last round."""
+    """By phase: hash, make_room, write, enrol, connect, broadcast, lend, prove, total; those of the last round."""
 
 
 class Transport(Protocol):
@@ -110,6 +111,7 @@ class WeightPublisher:
         self._transport = transport or Broadcaster(ledger, host, waits.enrol_s, waits.max_unavailable, log)
         self._lock, self._beside = asyncio.Lock(), BesideTraining()
         self._newest: tuple[Staged, Proofs] | None = None
+        self._stands_back = False
 
     def stage(self, version: int, step: int, named_tensors: Iterable[tuple[str, torch.Tensor]]) -> Staged:
         """Copy the parameters (Hugging Face names and shapes); when it returns, training may change them.
@@ -119,11 +121,11 @@ class WeightPublisher:
         """
         return self._stage.stage(version, step, named_tensors)
 
-    async def publish(self, staged: Staged) -> PublishReport | None:
+    async def publish(self, staged: Staged, make_room: MakeRoom | None = None) -> PublishReport | None:
         """Announce a version, send it to all engines that are up, and wait for their proofs or the deadline.
 
         None if a newer snapshot has taken its place. Version 0 waits for a first engine. Later ones do not: whoever
-        comes up gets the newest by `serve_joiners`.
+        comes up gets the newest by `serve_joiners`. `make_room` is awaited once the trainer's device has done its part.
 
         Raises:
             FencedOut: another trainer took the run over.
@@ -136,10 +138,12 @@ class WeightPublisher:
             proofs = await in_thread(lambda: self._prove(staged.buckets))
             hashed_s = time.monotonic() - started
             self._newest = (staged, proofs)
+            made_room_s = await self._make_room(make_room)
+            self._stands_back = False
             if staged.version == 0:
                 await self._first_engine()
             outcome = await self._send_through_outages(staged, proofs)
-            seconds = {"hash": hashed_s, **outcome.seconds, "total": time.monotonic() - started}
+            seconds = {"hash": hashed_s, **made_room_s, **outcome.seconds, "total": time.monotonic() - started}
             report, takes = _report(staged, proofs, outcome, seconds), takes_of(outcome, time.time())
             await self._await_redis(lambda: self._ledger.note_takes(staged.version, takes, report.nbytes, seconds))
         await self._await_redis(lambda: self._ledger.served(staged.version))
@@ -160,18 +164,25 @@ class WeightPublisher:
                 await asyncio.sleep(pause_s)
             pause_s = min(2 * pause_s, JOINER_RETRY_S[1]) if failed else JOINER_RETRY_S[0]
 
+    async def stand_back(self) -> None:
+        """Give engines nothing until the next publication, what is under way excepted, which ends first."""
+        async with self._lock:
+            self._stands_back = True
+
     async def close(self) -> None:
         """Break up the group with the engines."""
         self._transport.drop_group()
 
     async def _serve_joiners_once(self) -> bool:
         """True if an engine could not be brought up to date."""
-        if self._newest is None or self._lock.locked():
+        if self._newest is None or self._stands_back or self._lock.locked():
             return False
         staged, proofs = self._newest
         if not await self._transport.engines.lacking(staged.version, proofs.checksum):
             return False
         async with self._lock:
+            if self._stands_back:
+                return False
             staged, proofs = self._newest
             outcome = await self._send(staged, proofs, tries=1)
             await self._ledger.note_takes(staged.version, takes_of(outcome, time.time()))
@@ -211,6 +222,14 @@ class WeightPublisher:
             detail = {"version": staged.version, "engine": name, "reason": reason}
             await tell(self._redis, self._run, self._log, "weights_failed", detail)
         return outcome
+
+    async def _make_room(self, make_room: MakeRoom | None) -> dict[str, float]:
+        """Returns the seconds that it took, as a phase."""
+        if make_room is None:
+            return {}
+        started = time.monotonic()
+        await make_room()
+        return {"make_room": time.monotonic() - started}
 
     async def _first_engine(self) -> None:
         until = time.monotonic() + self._deadlines.first_engine_s

@@ -19,6 +19,7 @@ from services.trainer.team import Team
 from services.trainer.tell import tell
 from services.trainer.version_writer import RunFiles, VersionWriter
 from shared.errors import LedgerBehind, RunRejected
+from shared.run_settings import WeightSettings
 from shared.runs import Runs, State
 from shared.service import Serving, run_folder
 from shared.tasks import end
@@ -131,8 +132,14 @@ def _open_publisher(serving: Serving, ledger: StepLedger) -> WeightPublisher:
         max_unavailable=weights.max_unavailable,
     )
     transport, log, await_redis = _transport(serving, ledger), serving.place.log, serving.await_redis()
-    staging = "device" if weights.transport == "ipc" else weights.staging
-    return WeightPublisher(ledger, host, log, weights.bucket_mib, staging, deadlines, await_redis, transport)
+    return WeightPublisher(ledger, host, log, weights.bucket_mib, _staging(weights), deadlines, await_redis, transport)
+
+
+def _staging(weights: WeightSettings) -> str:
+    """Where snapshots are; see Stage."""
+    if weights.transport == "ipc":
+        return "shared" if weights.memory == "turns" else "device"
+    return weights.staging
 
 
 def _transport(serving: Serving, ledger: StepLedger) -> Transport | None:

@@ -34,7 +34,8 @@ class Stage:
     """Room for two snapshots: the newest one, and the one that engines are being given."""
 
     def __init__(self, limit_bytes: int, place: str = "auto") -> None:
-        """`place`: `device`, `host`, or `auto`, which takes the memory of the parameters' device if they fit."""
+        """`place`: `device`; `host`; `shared`, the host's memory where other processes can open it; or `auto`, which
+        takes the memory of the parameters' device if they fit."""
         self._limit, self._place = limit_bytes, place
         self._sets: list[WeightBuckets] = []
         self._waiting: Staged | None = None
@@ -67,10 +68,10 @@ class Stage:
 
     def _plan(self, layout: list[list[TensorSpec]], device: torch.device) -> list[WeightBuckets]:
         """Both copies at once, before the first step: what is missing later would end the run in the middle of one."""
-        on_host = self._place == "host"
+        on_host = self._place in ("host", "shared")
         if self._place == "auto" and device.type == "cuda":
             on_host = not fits_on_device(layout_bytes(layout), _free_memory(device))
-        return [WeightBuckets(layout, device, on_host) for _ in range(COPIES)]
+        return [WeightBuckets(layout, device, on_host, self._place != "shared") for _ in range(COPIES)]
 
 
 def _free_memory(device: torch.device) -> int:

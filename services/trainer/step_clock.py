@@ -4,8 +4,8 @@ import time
 from collections.abc import Callable
 from typing import Literal
 
-Phase = Literal["publish", "checkpoint", "wait", "fetch", "train"]
-PHASES: tuple[Phase, ...] = ("publish", "checkpoint", "wait", "fetch", "train")
+Phase = Literal["publish", "checkpoint", "wait", "fetch", "memory", "train"]
+PHASES: tuple[Phase, ...] = ("publish", "checkpoint", "wait", "fetch", "memory", "train")
 """In their order within a step: the first two belong to the step before, and are over when this one begins."""
 
 

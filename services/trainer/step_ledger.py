@@ -12,7 +12,7 @@ from redis.asyncio import Redis
 
 from shared.errors import FencedOut, LedgerBehind, RunRejected
 from shared.lineage import Lineage, read_lineage
-from shared.messages import GroupReady, StepCommit, StepIntent, StepRecord, WeightVersion
+from shared.messages import GroupReady, MemoryTurn, StepCommit, StepIntent, StepRecord, WeightVersion
 from shared.rollback import Rollback, read_rollback
 from shared.scripts import Ledger
 from shared.streams import Message, Stream
@@ -110,6 +110,10 @@ class StepLedger:
         """Offer a version to the engines, and begin its record."""
         known = await read_record(self.redis, self._keys, version.version)
         await self._ledger.announce(self._epoch, version, with_announcement(known, version, time.time()))
+
+    async def take_turn(self, turn: MemoryTurn) -> None:
+        """Tell the engines whose the shared device memory is."""
+        await self._ledger.take_turn(self._epoch, turn)
 
     async def note_takes(
         self, version: int, takes: Mapping[str, Take], nbytes: int = 0, seconds: Mapping[str, float] | None = None

@@ -10,8 +10,13 @@ from shared.messages import TensorSpec
 class WeightBuckets:
     """One staged copy of the weights. Each bucket is one flat tensor of bytes; the layout never changes."""
 
-    def __init__(self, layout: list[list[TensorSpec]], device: torch.device, on_host: bool = False) -> None:
-        """`device` is where the parameters are, and where a broadcast begins; `on_host` keeps the copy beside a GPU."""
+    def __init__(
+        self, layout: list[list[TensorSpec]], device: torch.device, on_host: bool = False, pinned: bool = True
+    ) -> None:
+        """`device` is where the parameters are, and where a broadcast begins; `on_host` keeps the copy beside a GPU.
+
+        What is not `pinned` there can be lent as shared memory.
+        """
         self.layout, self.device = layout, device
         self.is_on_host = on_host and device.type == "cuda"
         self._copied = torch.cuda.Event() if device.type == "cuda" else None
@@ -21,7 +26,7 @@ class WeightBuckets:
         """Views into the buckets, by name, in the order of the layout."""
         for bucket in layout:
             sizes = [_bytes(spec) for spec in bucket]
-            flat = torch.empty(sum(sizes), dtype=torch.uint8, device=memory, pin_memory=self.is_on_host)
+            flat = torch.empty(sum(sizes), dtype=torch.uint8, device=memory, pin_memory=self.is_on_host and pinned)
             self.flat.append(flat)
             for spec, part in zip(bucket, flat.split(sizes), strict=True):
                 self.tensors[spec.name] = part.view(_dtype(spec.dtype)).view(spec.shape)

@@ -87,6 +87,13 @@ class TorchBackend:
         weights = {name: whole(tensor).to(self._dtype) for name, tensor in _core_weights(self._model.core).items()}
         yield from revert_weight_conversion(self._model.core, weights).items()
 
+    def tensors(self) -> Iterator[torch.Tensor]:
+        """See Backend."""
+        yield from self._model.parameters()
+        yield from self._masters.named.values()
+        for held in self._optimizer.state.values():
+            yield from held.values()
+
     def state(self) -> State:
         """See Backend. The weights are those in float32, so that any number of ranks has tensors of the same names."""
         masters = {name: master.detach() for name, master in self._masters.named.items()}

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from redis.asyncio import Redis
 
+from services.trainer.publish_versions import MakeRoom
 from services.trainer.step_ledger import StepLedger
 from services.trainer.tiny_model import TinyShape, write_tiny_model
 from shared.deployment import Deployment
@@ -107,11 +108,16 @@ class NotedVersions:
         assert version == step
         return version, {name: tensor.clone() for name, tensor in named_tensors}
 
-    async def publish(self, staged: Any) -> int:
+    async def publish(self, staged: Any, make_room: MakeRoom | None = None) -> int:
         version, tensors = staged
+        if make_room is not None:
+            await make_room()
         self.published[version] = tensors
         await self._ledger.served(version)
         return version
+
+    async def stand_back(self) -> None:
+        return
 
     async def serve_joiners(self) -> None:
         await asyncio.get_running_loop().create_future()
