@@ -7,6 +7,7 @@ from redis.asyncio import Redis
 
 from services.gateway.ask_router import ask_router
 from services.gateway.parts import AllParts
+from services.gateway.weights.describe_memory import describe_memory
 from services.gateway.weights.describe_update import describe_update
 from shared.rest_answers import Health
 from shared.runs import ENDED, Runs, present
@@ -32,7 +33,15 @@ async def status(parts: AllParts) -> Status:
     run = active.run if active is not None and active.state not in ENDED else None
     services = await present(parts.redis, run) if run else []
     update = await describe_update(parts.redis, run) if run else None
-    return Status(active_run=run, services=services, router=router_status, redis=redis_status, update=update)
+    memory = await describe_memory(parts.redis, run) if run else None
+    return Status(
+        active_run=run,
+        services=services,
+        router=router_status,
+        redis=redis_status,
+        update=update,
+        memory=memory,
+    )
 
 
 async def _ask_redis(redis: Redis) -> RedisStatus:

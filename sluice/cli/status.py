@@ -7,6 +7,7 @@ from rich.console import Group, RenderableType
 
 from deploy.supervisor_state import SupervisorState, read_state
 from shared.errors import SluiceError
+from shared.status_answers import MemoryStatus
 from shared.weights_answers import UpdateStatus
 from sluice.cli.engine_table import engine_table
 from sluice.cli.options import AsJson, Config, SetDeployment, deployment_of
@@ -47,15 +48,25 @@ def _views(local: SupervisorState | None, gateway: dict[str, Any] | None, reason
     redis, router = gateway["redis"], gateway["router"]
     workers = router.get("workers")
     count = len(workers) if isinstance(workers, list) else workers
-    run, update = gateway["active_run"], gateway.get("update")
+    run, update, memory = gateway["active_run"], gateway.get("update"), gateway.get("memory")
     return [
         *views,
         f"active run   {run['run'] if isinstance(run, dict) else run or 'none'}",
         f"ready        {', '.join(gateway['services']) or 'no service has joined a run'}",
         f"router       {'reachable' if router['reachable'] else 'not reachable'}, {count or 0} engines",
         f"redis        {redis.get('version')}, {size(float(redis.get('used_memory') or 0))}",
+        *([_memory(MemoryStatus.model_validate(memory))] if memory else ()),
         *(_update(UpdateStatus.model_validate(update)) if update else ()),
     ]
+
+
+def _memory(memory: MemoryStatus) -> str:
+    """Whose turn it is, and where each engine is with that."""
+    whose = "the engines'"
+    if memory.holder == "trainer":
+        whose = "the trainer's" if memory.trainer_is_up else "the trainer's, which is not up,"
+    engines = ", ".join(" ".join(filter(None, (one.engine, one.state, one.reason))) for one in memory.engines)
+    return f"memory       {whose} since {clock(memory.since)}; {engines or 'no engine'}"
 
 
 def _update(update: UpdateStatus) -> list[RenderableType]:

@@ -1,5 +1,6 @@
 """Trainer and engine take turns with the memory of their device: the real stack, and kills at the worst moments."""
 
+import contextlib
 import os
 import re
 import signal
@@ -57,8 +58,11 @@ class Asking:
         self._thread = threading.Thread(target=self._ask)
 
     def __enter__(self) -> "Asking":
-        self._thread.start()
         return self
+
+    def begin(self) -> None:
+        """The engine is there."""
+        self._thread.start()
 
     def __exit__(self, *_: object) -> None:
         self._over.set()
@@ -76,11 +80,13 @@ class Asking:
 def test_a_run_trains_and_evaluates_in_turns_and_nobody_who_asks_meanwhile_is_refused(stack: Stack) -> None:
     client = stack.client
     client.start_run(run_tree(stack, "turns"))
-    for event in client.events("turns"):
-        if event.event == "step":
-            break
     with Asking(stack) as asking:
-        finished = _finished(stack, "turns")
+        for event in client.events("turns"):
+            if event.event == "step" and event.data["step"] == 1:
+                asking.begin()
+            if event.event == "step" and event.data["step"] == STEPS:
+                break
+    finished = _finished(stack, "turns")
     assert (asking.failed, asking.answered > 0) == ([], True)
     assert finished.weight_version == STEPS
     assert {one.version for one in finished.evaluations} == {0, 2, 3}
@@ -146,7 +152,10 @@ def _has_turn(stack: Stack, run: str, after_step: int) -> bool:
 
 def _servers(stack: Stack) -> list[psutil.Process]:
     sidecar = psutil.Process(stack.processes()["engine-0"])
-    return [child for child in sidecar.children() if "engine_server" in " ".join(child.cmdline())]
+    alive = [child for child in sidecar.children() if child.status() != psutil.STATUS_ZOMBIE]
+    with contextlib.suppress(psutil.NoSuchProcess):
+        return [child for child in alive if "engine_server" in " ".join(child.cmdline())]
+    return _servers(stack)
 
 
 def _until(condition: Callable[[], bool], what: str) -> None:

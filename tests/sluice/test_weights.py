@@ -7,9 +7,11 @@ from collections.abc import AsyncIterator
 import pytest
 from redis.asyncio import Redis
 
-from shared.messages import StepCommit, StepIntent
+from shared.memory_parts import PRESENT, MemoryPart, write_memory_part
+from shared.messages import MemoryTurn, StepCommit, StepIntent
 from shared.rollback import read_rollback
-from shared.topology import ACTIVE
+from shared.runs import announce
+from shared.topology import ACTIVE, Keys
 from shared.version_ledger import Take
 from tests.conftest import until
 from tests.services.gateway.ledger.played_run import PlayedRun
@@ -105,3 +107,23 @@ async def test_a_rollback_that_is_refused_or_late_or_of_a_run_that_ends_is_an_er
 
 async def is_asked(run: PlayedRun) -> bool:
     return await read_rollback(run.redis, run.keys) is not None
+
+
+async def test_the_status_shows_whose_the_memory_is_and_which_engine_has_not_given_it(
+    narrow: Sluice, run: PlayedRun
+) -> None:
+    await run.redis.set(ACTIVE, "r1")
+    assert "memory " not in narrow("status").out
+    for name in ("fast", "slow"):
+        await announce(run.redis, "r1", f"{PRESENT}/{name}")
+    await run.ledger.take_turn(run.epoch, MemoryTurn("t1", "trainer", 1760000000.0, 1760000120.0))
+    await write_memory_part(run.redis, Keys("r1"), "fast", MemoryPart("t1", "released", 1760000001.0, 0.5))
+    shown = " ".join(narrow("status").out.split())
+    assert "memory the trainer's, which is not up, since" in shown
+    assert "; fast released, slow asked" in shown
+    await announce(run.redis, "r1", "trainer/t")
+    assert "memory the trainer's since" in " ".join(narrow("status").out.split())
+    await run.ledger.take_turn(run.epoch, MemoryTurn("t2", "engines", 1760000002.0, 0.0))
+    told = json.loads(narrow("status", "--json").out)["gateway"]["memory"]
+    assert (told["holder"], told["until"]) == ("engines", None)
+    assert [one["state"] for one in told["engines"]] == ["free", "free"]
