@@ -96,9 +96,7 @@ async def prepare_run(
     archived = partial(is_archived, folder)
     done = await compute.run(take_up, learner, checkpoints, position, lineage, archived, manifest, log)
     log.info("model_ready", run=serving.run, device=str(device), dtype=settings.model.dtype, step=done)
-
-    buffer = SampleBuffer(_groups(serving), keys, _policy(settings, lineage), await_redis)
-    await buffer.open()
+    buffer = await _open_buffer(serving, lineage)
     is_stopping = partial(_is_stopping, Runs(redis), serving.run, await_redis)
     gate = EvaluationGate(redis, settings, is_stopping, await_redis, log)
     publisher = open_publisher(serving, ledger) if settings.kind == "rl" else None
@@ -148,6 +146,13 @@ def _own_folders(folder: Path, record: RunRecord) -> None:
 def _is_ours(lineage: Lineage, intended: int, step: int) -> bool:
     """Whether the state after a step is on the way to the newest recorded one, or comes after it."""
     return step > intended or lineage.includes(intended, step)
+
+
+async def _open_buffer(serving: Serving, lineage: Lineage) -> SampleBuffer:
+    policy = _policy(serving.record.settings, lineage)
+    buffer = SampleBuffer(_groups(serving), Keys(serving.run), policy, serving.await_redis())
+    await buffer.open()
+    return buffer
 
 
 def _policy(settings: RunSettings, lineage: Lineage) -> BatchPolicy:

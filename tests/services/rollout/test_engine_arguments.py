@@ -1,5 +1,7 @@
 """Server arguments are those of the installed SGLang; wrong names, models and devices are refused with a hint."""
 
+import importlib.util
+from importlib.machinery import ModuleSpec
 from pathlib import Path
 from typing import Any
 
@@ -74,3 +76,19 @@ def test_the_device_is_found_by_its_device_files(tmp_path: Path) -> None:
 def test_equal_settings_make_equal_plans(model: ModelSettings) -> None:
     assert plan(model, tp_size=1) == plan(model, tp_size=1)
     assert plan(model, tp_size=1) != plan(model, tp_size=2)
+
+
+def test_an_engine_that_takes_turns_is_able_to_give_its_gpu_away(
+    model: ModelSettings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    on_cpu = plan_engine(model, EngineSettings(device="cpu"), "127.0.0.1", 8310, 0, takes_turns=True)
+    assert on_cpu == plan(model)  # where nothing can be given away
+    monkeypatch.setattr("services.rollout.engine_arguments.find_device", lambda _: "cuda")
+    monkeypatch.setattr(importlib.util, "find_spec", lambda _: None)
+    with pytest.raises(RunRejected, match=r'pip install torch-memory-saver\), or write memory = "kept"'):
+        plan_engine(model, EngineSettings(), "127.0.0.1", 8310, 0, takes_turns=True)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda _: ModuleSpec("torch_memory_saver", None))
+    turns = plan_engine(model, EngineSettings(), "127.0.0.1", 8310, 0, takes_turns=True)
+    kept = plan_engine(model, EngineSettings(), "127.0.0.1", 8310, 0)
+    assert turns.arguments == {**kept.arguments, "enable_memory_saver": True}
+    assert turns.environment["SGLANG_MEMORY_SAVER_CUDA_GRAPH"] == "1"

@@ -94,8 +94,8 @@ async def test_a_commit_names_what_was_measured(redis: Redis, tmp_path: Path) ->
         "clip_fraction", "kl", "entropy", "logprob_diff_mean_abs", "grad_norm", "learning_rate", "groups", "attempts",
         "tokens", "response_tokens", "trained_tokens", "response_length_mean", "staleness_mean", "staleness_max",
         "staleness_token_mean", "staleness_in_flight_mean", "staleness_in_queue_mean", "truncated_fraction",
-        "seconds_wait", "seconds_fetch", "seconds_train", "seconds_total", "tokens_per_second", "step_skipped",
-        "seconds_publish", "seconds_checkpoint", "seconds_pack", "seconds_estimates", "seconds_update",
+        "seconds_wait", "seconds_fetch", "seconds_memory", "seconds_train", "seconds_total", "tokens_per_second",
+        "step_skipped", "seconds_publish", "seconds_checkpoint", "seconds_pack", "seconds_estimates", "seconds_update",
         "seconds_optimizer", "tokens_per_second_per_gpu", "steps_skipped", "logprob_diff_staleness_0",
     }  # fmt: skip
     assert metrics["attempts"] == 12

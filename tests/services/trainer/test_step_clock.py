@@ -14,7 +14,7 @@ def test_the_seconds_of_all_steps_add_up_to_the_time_that_passed() -> None:
     second = clock.take()
     assert first == {
         "seconds_publish": 1.0, "seconds_checkpoint": 0.0, "seconds_wait": 2.0, "seconds_fetch": 0.5,
-        "seconds_train": 0.5, "seconds_total": 4.0,
+        "seconds_memory": 0.0, "seconds_train": 0.5, "seconds_total": 4.0,
     }  # fmt: skip
     assert second["seconds_checkpoint"] == 0.25
     assert first["seconds_total"] + second["seconds_total"] == 25.5 - 10.0
