@@ -4,7 +4,7 @@ import argparse
 import asyncio
 import contextlib
 import tempfile
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -28,14 +28,15 @@ from shared.tasks import end
 class OneProcess:
     """See Lives: one process, and an error where a second one would be needed."""
 
-    def __init__(self, plan: EnginePlan, log_file: Path) -> None:
-        self.url, self._plan, self._log_file = plan.url, plan, log_file
+    def __init__(self, plan: EnginePlan, log_file: Path, command: Sequence[str]) -> None:
+        """`command`: see EngineProcess."""
+        self.url, self._plan, self._log_file, self._command = plan.url, plan, log_file, command
         self._process: EngineProcess | None = None
 
     async def start(self) -> Life:
         """See Lives."""
         assert self._process is None, f"the engine was ended: see {self._log_file}"
-        self._process = EngineProcess(self._plan, self._log_file)
+        self._process = EngineProcess(self._plan, self._log_file, self._command)
         await self._process.wait_healthy(HEALTHY_S)
         return self._process
 
@@ -77,7 +78,8 @@ async def engine_in_turns(
     )
     model = ModelSettings(path=str(folder), dtype="bfloat16")
     plan = plan_engine(model, settings, "127.0.0.1", free_port(), 0, takes_turns=True)
-    process = OneProcess(plan, options.engine_log or Path(tempfile.mkdtemp()) / "engine.log")
+    log_file = options.engine_log or Path(tempfile.mkdtemp()) / "engine.log"
+    process = OneProcess(plan, log_file, options.engine_command)
     memory, engine = TakeTurns(redis, RUN, NAME, process, Log("engine")), EngineInTurns(plan.url, asyncio.Event())
     tasks = [asyncio.create_task(memory.follow()), asyncio.create_task(_live(redis, memory, engine, options.mode))]
     try:

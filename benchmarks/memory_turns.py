@@ -13,7 +13,6 @@ import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
 
 import torch
 from redis.asyncio import Redis
@@ -133,8 +132,9 @@ class Bench:
         part = await read_part(self.redis, Keys(RUN), self.version, NAME)
         assert part is not None, "who is done has said so"
         self.unverified = max(self.unverified, abs(part.unverified))
-        seconds = {**report.seconds, **part.seconds, "stage": stage_s}
-        return {**seconds, "leave": seconds.pop("make_room"), "total": time.monotonic() - started}
+        phases = {**report.seconds, **part.seconds, "stage": stage_s, "leave": report.seconds["make_room"]}
+        ours = {name: seconds for name, seconds in phases.items() if name not in ("make_room", "connect")}
+        return {**ours, "total": time.monotonic() - started}
 
 
 async def measure(folder: Path, options: argparse.Namespace) -> Row:
@@ -229,8 +229,8 @@ def main(given: Sequence[str] | None = None) -> None:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.memory_turns", description=__doc__)
-    default: dict[str, Any] = {"device": "cuda" if torch.cuda.is_available() else "cpu"}
-    parser.add_argument("--device", choices=("cpu", "cuda"), **{"default": default["device"]})
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    parser.add_argument("--device", choices=("cpu", "cuda"), default=device)
     parser.add_argument("--shape", choices=tuple(SHAPES), default="tiny")
     parser.add_argument("--turns", type=int, default=5)
     parser.add_argument("--mode", choices=("retract", "abort", "drain"), default="retract")
@@ -238,6 +238,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--streams", type=int, default=8, help="requests in flight whose tokens are followed")
     parser.add_argument("--others", type=int, default=8, help="requests in flight beside them")
     parser.add_argument("--new-tokens", type=int, default=256, help="of a request")
+    parser.add_argument("--engine-command", nargs="*", default=[], help="what starts it; see engine.command")
     parser.add_argument("--engine-log", type=Path, help="where the engine writes its log")
     parser.add_argument("--json", type=Path, help="where to write the row")
     return parser
