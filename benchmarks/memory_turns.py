@@ -64,7 +64,8 @@ class Row:
     first_leave_s: float
     """The first time, with the allocation of pinned memory."""
     free_bytes: dict[str, int]
-    """engine: while it generates; released: when it has given its memory away; trainer: when that has its models back;
+    """alone: when the trainer's models have left it for the first time, before the engine is launched; engine: while that
+    generates; released: when it has given its memory away; trainer: when that has its models back;
     training: after a step, with what torch keeps for the next one."""
     unverified: int
     pauses: dict[str, float]
@@ -75,9 +76,14 @@ class Row:
 
 
 class TimedModels(HostMemory):
-    """Notes how their return goes."""
+    """Notes how their return goes, and what is free when they have left."""
 
-    free_before, back_s = 0, 0.0
+    free_before, free_after, back_s = 0, 0, 0.0
+
+    def leave(self) -> None:
+        """See HostMemory."""
+        super().leave()
+        self.free_after = free_bytes(self._device)
 
     def come_back(self) -> None:
         """See HostMemory."""
@@ -154,6 +160,7 @@ async def measure(folder: Path, options: argparse.Namespace) -> Row:
             bench = Bench(backend, _batches(shape), device, redis, _publisher(ledger), models, memory, compute)
             await bench.train()  # kernels are loaded by their first use
             first = await bench.publish()
+            bench.free["alone"] = models.free_after
             async with busy(engine.url, folder, options, load):
                 for _ in range(options.turns):
                     begun = time.monotonic()

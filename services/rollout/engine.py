@@ -8,12 +8,14 @@ import asyncio
 import contextlib
 import os
 import socket
+from collections.abc import Coroutine
 from pathlib import Path
+from typing import Any
 
 from services.rollout.attach_engine import Attached
 from services.rollout.engine_calls import EngineCalls
 from services.rollout.engine_events import EngineEvents
-from services.rollout.engine_life import Lives
+from services.rollout.engine_life import Life, Lives
 from services.rollout.engine_memory import KeepMemory, Memory, TakeTurns
 from services.rollout.engine_update import EngineUpdate
 from services.rollout.held_process import HeldProcess, Launched
@@ -79,7 +81,8 @@ class Sidecar:
         self, serving: Serving, lives: Lives, seat: RouterSeat, memory: Memory, following: "asyncio.Future[None]"
     ) -> None:
         """Serve with one life of the engine until that or the run ends."""
-        place, mode, engine = serving.place, serving.record.settings.engine.update_mode, await memory.start()
+        place, mode = serving.place, serving.record.settings.engine.update_mode
+        engine = await _while_followed(following, memory.start())
         update = EngineUpdate(engine.calls, mode, engine.device, _incoming_files(serving, engine.calls))
         memory.serves(update)
         identity = EngineIdentity(place.name, engine.incarnation, engine.ranks)
@@ -121,6 +124,18 @@ class Sidecar:
 
 def _events(serving: Serving) -> EngineEvents:
     return EngineEvents(serving.redis, serving.run, serving.place.name, serving.place.log)
+
+
+async def _while_followed(following: "asyncio.Future[None]", starting: Coroutine[Any, Any, Life]) -> Life:
+    """The life that was started; what following raised, if that ended first: without it none would ever start."""
+    start = asyncio.ensure_future(starting)
+    try:
+        await asyncio.wait((start, following), return_when=asyncio.FIRST_COMPLETED)
+        if following.done():
+            following.result()
+        return await start
+    finally:
+        await end(start)
 
 
 def _memory(serving: Serving, lives: Lives) -> Memory:

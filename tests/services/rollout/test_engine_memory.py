@@ -2,13 +2,16 @@
 
 import asyncio
 import contextlib
+import time
 from collections.abc import AsyncIterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 
 import httpx
 import pytest
 from redis.asyncio import Redis
 
+from services.rollout.engine import Sidecar
 from services.rollout.engine_calls import EngineCalls
 from services.rollout.engine_life import Life
 from services.rollout.engine_memory import TakeTurns
@@ -16,14 +19,16 @@ from services.rollout.engine_update import EngineUpdate
 from services.trainer.ask_engines import AskEngines, MemoryNotFree, Patience
 from services.trainer.step_ledger import StepLedger
 from shared.await_redis import AwaitRedis
-from shared.errors import FencedOut
+from shared.deployment import Deployment
+from shared.errors import FencedOut, RunRejected
 from shared.logs import Log
 from shared.memory_parts import PRESENT, MemoryPart, read_memory_parts
 from shared.runs import announce, present
 from shared.tasks import end
 from shared.topology import Keys
 from tests.conftest import until
-from tests.services.rollout.scripted_server import NAME, RUN, Server, true
+from tests.services.rollout.scripted_server import NAME, RUN, UPDATE, Server, following, true
+from tests.services.trainer.recorded_groups import run_settings, serving, small_model, start_run
 
 GIVE = ["/pause_generation", "/flush_cache", "/release_memory_occupation"]
 PATIENCE = Patience(give_s=10, present_s=5, engines=1)
@@ -72,7 +77,7 @@ class Process:
 
 
 @dataclass
-class Sidecar:
+class Turning:
     redis: Redis
     process: Process
     memory: TakeTurns
@@ -89,12 +94,12 @@ class Sidecar:
 
 
 @contextlib.asynccontextmanager
-async def sidecar(redis: Redis, process: Process | None = None) -> AsyncIterator[Sidecar]:
+async def sidecar(redis: Redis, process: Process | None = None) -> AsyncIterator[Turning]:
     process = process or Process()
     memory = TakeTurns(redis, RUN, NAME, process, Log("engine"))
     following = asyncio.create_task(memory.follow())
     try:
-        yield Sidecar(redis, process, memory)
+        yield Turning(redis, process, memory)
     finally:
         await end(following)
 
@@ -194,6 +199,44 @@ async def test_a_sidecar_that_does_not_answer_is_named_with_what_to_do(redis: Re
     await announce(redis, RUN, f"{PRESENT}/{NAME}")
     with pytest.raises(MemoryNotFree, match=rf"had not given theirs away: {NAME}; look at their logs"):
         await (await trainer(redis, Patience(give_s=0.2, present_s=0, engines=1))).ask()
+
+
+async def test_an_engine_that_gave_its_memory_takes_it_and_the_version_again_though_it_had_that(redis: Redis) -> None:
+    """A trainer that was killed may offer the version that the engine proved before it gave its weights away."""
+    async with following(redis) as engine:
+        await engine.announce(1, "g1")
+        await engine.go(1, "g1")
+        await engine.reaches(1, "done")
+        await engine.update.give_memory(time.time() + 5)
+        begun = len(engine.server.calls)
+        assert engine.server.calls[-3:] == GIVE
+        await engine.announce(1, "again")
+        await engine.go(1, "again", "g1")
+        await until(lambda: true(engine.server.calls[-1] == "/continue_generation"))
+        part = await engine.reaches(1, "done")
+    update = [call for call in UPDATE[1:] if call != "/pause_generation"]  # it is paused, and stays in its group
+    assert engine.server.calls[begun:] == ["/resume_memory_occupation", *update]
+    assert "resume_memory" in part.seconds
+    assert not (engine.update.gave_memory or engine.update.mixed)
+
+
+async def test_requests_that_no_cache_can_be_flushed_around_end_with_what_they_have_before_the_memory_goes(
+    redis: Redis,
+) -> None:
+    """SGLang before 0.5.20 keeps its cache while retracted requests wait, and would die if it were to release it."""
+    async with following(redis, Server(refuse={"/flush_cache": 1})) as engine:
+        await engine.update.give_memory(time.time() + 5)
+    assert engine.server.calls == [GIVE[0], GIVE[1], "/abort_request", *GIVE[1:]]
+
+
+async def test_an_engine_of_somebody_else_is_refused_in_a_run_with_turns(redis: Redis, tmp_path: Path) -> None:
+    weights = {"transport": "ipc", "memory": "turns"}
+    record = await start_run(redis, run_settings(small_model(tmp_path / "model"), weights=weights))
+    theirs = Deployment.model_validate({"engine": {"urls": ["http://gpu-7:30000"]}, "paths": {"home": str(tmp_path)}})
+    served = serving(redis, record, tmp_path)
+    served = replace(served, place=replace(served.place, deployment=theirs))
+    with pytest.raises(RunRejected, match=r'http://gpu-7:30000 is somebody else\'s, .*or write memory = "kept"'):
+        await Sidecar(1).serve(served)
 
 
 async def test_a_killed_trainer_leaves_engines_that_the_next_one_finds_without_memory(redis: Redis) -> None:

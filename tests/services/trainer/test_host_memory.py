@@ -14,6 +14,7 @@ from tests.services.trainer.micro_batches import of_groups
 from tests.services.trainer.recorded_groups import small_model
 
 CPU = torch.device("cpu")
+gpu = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")]
 
 
 def _backend(folder: Path, dtype: torch.dtype, device: torch.device, offload: bool = False) -> TorchBackend:
@@ -34,9 +35,7 @@ def _train(backend: TorchBackend, memory: HostMemory | None) -> list[float]:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize(
-    "device", [CPU, pytest.param(torch.device("cuda"), marks=pytest.mark.gpu)], ids=["cpu", "cuda"]
-)
+@pytest.mark.parametrize("device", [CPU, pytest.param(torch.device("cuda"), marks=gpu)], ids=["cpu", "cuda"])
 def test_training_that_leaves_the_device_after_every_step_has_the_same_losses_and_weights(
     tmp_path: Path, dtype: torch.dtype, device: torch.device
 ) -> None:
@@ -78,10 +77,11 @@ def test_tensors_stay_the_objects_that_others_hold_and_keep_their_strides() -> N
     assert (torch.equal(plain, kept[0]), torch.equal(turned, kept[1]), float(scalar)) == (True, True, 3.0)
 
 
-@pytest.mark.gpu
 @pytest.mark.parametrize("offload", [False, True])
-def test_nothing_of_a_model_stays_on_a_gpu_that_it_has_left(tmp_path: Path, offload: bool) -> None:
-    device = torch.device("cuda")
+@pytest.mark.parametrize("device", [pytest.param(torch.device("cuda"), marks=gpu)], ids=["cuda"])
+def test_nothing_of_a_model_stays_on_a_gpu_that_it_has_left(
+    tmp_path: Path, device: torch.device, offload: bool
+) -> None:
     torch.cuda.empty_cache()
     before, free = torch.cuda.memory_allocated(device), torch.cuda.mem_get_info(device)[0]
     backend = _backend(small_model(tmp_path / "model"), torch.bfloat16, device, offload)
@@ -89,6 +89,6 @@ def test_nothing_of_a_model_stays_on_a_gpu_that_it_has_left(tmp_path: Path, offl
     _train(backend, memory)
     on_device = torch.cuda.memory_allocated(device) - before
     assert on_device < 40 * 2**20  # what cuBLAS keeps to work in, and the tables of rotary embeddings
-    assert torch.cuda.memory_reserved(device) < 64 * 2**20
+    assert torch.cuda.memory_reserved(device) < 128 * 2**20
     assert free - torch.cuda.mem_get_info(device)[0] < 2**30  # kernels are loaded to the GPU by their first use
     assert memory.nbytes > 0

@@ -18,8 +18,10 @@ from services.trainer.publish_weights import Deadlines, WeightPublisher
 from services.trainer.step_ledger import StepLedger
 from services.trainer.weight_hashes import digest
 from shared.logs import Log
-from shared.runs import announce
+from shared.runs import announce, present
 from shared.tasks import end
+from shared.topology import WEIGHTS, Keys
+from tests.conftest import until
 from tests.services.trainer.test_publish_weights import weights
 
 RUN = "r1"
@@ -118,3 +120,32 @@ async def test_an_engine_that_refuses_keeps_nobody_from_the_version(
     assert report is not None
     assert report.done == ("good",)
     assert "/update_weights_from_tensor answered 400" in report.failed["stuck"]
+
+
+async def test_room_is_made_before_engines_are_asked_and_nobody_is_served_while_the_trainer_has_the_memory(
+    redis: Redis, publisher: WeightPublisher
+) -> None:
+    one, late, stream = ReceivedWeights(), ReceivedWeights(), Keys(RUN).stream(WEIGHTS)
+    announced: list[int] = []
+
+    async def make_room() -> None:
+        announced.append(await redis.xlen(stream))
+
+    joiners = asyncio.create_task(publisher.serve_joiners())
+    async with sidecar(redis, "one", one):
+        report = await publisher.publish(publisher.stage(0, 0, weights(0)), make_room)
+        assert report is not None and "make_room" in report.seconds
+        await publisher.stand_back()
+        async with sidecar(redis, "late", late):
+            await until(lambda: _is_up(redis, "late"))
+            looks = [await publisher._serve_joiners_once() for _ in range(3)]
+            assert (looks, await redis.xlen(stream)) == ([False] * 3, 1)
+            report = await publisher.publish(publisher.stage(1, 1, weights(1)), make_room)
+            assert report is not None
+            assert report.done == ("late", "one")
+    await end(joiners)
+    assert announced == [0, 1]
+
+
+async def _is_up(redis: Redis, name: str) -> bool:
+    return name in await present(redis, RUN, "engine-up")

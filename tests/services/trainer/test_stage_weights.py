@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from services.trainer import stage_weights
+from services.trainer.lend_memory import LentMemory
 from services.trainer.stage_weights import Stage, fits_on_device
 from services.trainer.weight_buckets import WeightBuckets, plan_buckets
 
@@ -51,6 +52,19 @@ def test_the_memory_that_is_free_decides_where_the_copies_are(
     assert buckets.flat[0].is_pinned() == on_host
     assert Stage(2**20, "device").stage(0, 0, named).buckets.is_on_host is False
     assert Stage(2**20, "host").stage(0, 0, named).buckets.is_on_host is True
+
+
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=gpu)])
+def test_a_shared_copy_is_lent_to_engines_that_have_no_memory_of_the_device_left(device: str) -> None:
+    weight = torch.randn(512, 64, device=device)
+    buckets = Stage(2**20, "shared").stage(0, 0, [("w", weight)]).buckets
+    buckets.wait_copied()
+    lent = LentMemory()
+    handle = lent.lend(buckets.flat[0])
+    assert (handle.kind, handle.nbytes, buckets.flat[0].device.type) == ("shared", weight.nbytes, "cpu")
+    assert buckets.device.type == device, "where hashes are computed"
+    assert torch.equal(buckets.tensors["w"], weight.cpu())
+    lent.take_back()
 
 
 @pytest.mark.parametrize("place", ["device", "host"])
