@@ -64,9 +64,9 @@ class Row:
     first_leave_s: float
     """The first time, with the allocation of pinned memory."""
     free_bytes: dict[str, int]
-    """alone: when the trainer's models have left it for the first time, before the engine is launched; engine: while that
-    generates; released: when it has given its memory away; trainer: when that has its models back;
-    training: after a step, with what torch keeps for the next one."""
+    """alone: when the trainer's models have left it, before the engine is launched; engine: while that generates;
+    released: when it has given its memory away; trainer: when that has its models back; training: after a step, with
+    what torch keeps for the next one."""
     unverified: int
     pauses: dict[str, float]
     """p50, p99 and max, over requests in flight and turns, of the longest time between two tokens."""
