@@ -96,7 +96,7 @@ async def test_a_stop_ends_the_wait_for_answers(redis: Redis, tmp_path: Path) ->
 async def test_a_stop_ends_the_wait_for_an_engine(
     redis: Redis, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    async def wait_for_engine(self: NotedVersions, staged: Any) -> None:
+    async def wait_for_engine(self: NotedVersions, staged: Any, *_: object) -> None:
         await asyncio.get_running_loop().create_future()
 
     async def stopped() -> bool:

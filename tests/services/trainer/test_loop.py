@@ -167,7 +167,7 @@ async def test_an_evaluation_beyond_its_deadline_does_not_hold_the_run(redis: Re
 async def test_a_run_without_any_engine_can_be_stopped(
     redis: Redis, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    async def wait_for_engine(self: Any, staged: Any) -> None:
+    async def wait_for_engine(self: Any, staged: Any, *_: object) -> None:
         await asyncio.get_running_loop().create_future()
 
     monkeypatch.setattr(NotedVersions, "publish", wait_for_engine)
@@ -196,7 +196,7 @@ async def test_a_checkpoint_that_cannot_be_written_ends_the_trainer_while_it_wai
 async def test_a_publication_that_fails_ends_the_trainer_while_it_waits_for_groups(
     redis: Redis, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    async def fail(self: Any, staged: Any) -> None:
+    async def fail(self: Any, staged: Any, *_: object) -> None:
         raise RuntimeError("no rendezvous")
 
     monkeypatch.setattr(NotedVersions, "publish", fail)
