@@ -91,7 +91,7 @@ async def engine_in_turns(
 
 async def _live(redis: Redis, memory: TakeTurns, engine: EngineInTurns, mode: str) -> None:
     life = await memory.start()
-    engine.update = EngineUpdate(life.calls, mode, life.device)
+    engine.update = EngineUpdate(life.calls, mode, life.device, life.shares_prefixes)
     memory.serves(engine.update)
     engine.up.set()
     puller = WeightPuller(redis, RUN, EngineIdentity(NAME, life.incarnation, life.ranks), engine.update, Log("engine"))

@@ -60,12 +60,12 @@ async def measure(folder: Path, transport: str, options: argparse.Namespace) -> 
         redis = connect(url)
         publisher = make_publisher(redis, RUN, transport, options)
         try:
-            async with running_engine(redis, folder, engine, options) as address:
-                updated = UpdatedEngine(redis, publisher, named)
+            async with running_engine(redis, folder, engine, options) as process:
+                updated = UpdatedEngine(redis, publisher, named, options.mode)
                 staged, first = await updated.next()
                 for _ in range(options.versions):
                     idle.add((await updated.next())[1])
-                async with busy(address, folder, options, load):
+                async with busy(process.plan.url, folder, options, load):
                     for _ in range(options.versions):
                         begun = time.monotonic()
                         loaded.add((await updated.next())[1])

@@ -83,7 +83,8 @@ class Sidecar:
         """Serve with one life of the engine until that or the run ends."""
         place, mode = serving.place, serving.record.settings.engine.update_mode
         engine = await _while_followed(following, memory.start())
-        update = EngineUpdate(engine.calls, mode, engine.device, _incoming_files(serving, engine.calls))
+        files = _incoming_files(serving, engine.calls)
+        update = EngineUpdate(engine.calls, mode, engine.device, engine.shares_prefixes, files)
         memory.serves(update)
         identity = EngineIdentity(place.name, engine.incarnation, engine.ranks)
         puller = WeightPuller(serving.redis, serving.run, identity, update, place.log)

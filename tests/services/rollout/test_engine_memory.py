@@ -42,6 +42,7 @@ class OneLife:
     incarnation: str = "life-1"
     device: str = "cpu"
     ranks: int = 1
+    shares_prefixes: bool = True
 
     async def watch(self) -> None:
         await asyncio.Event().wait()
