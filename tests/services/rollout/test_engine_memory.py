@@ -6,6 +6,7 @@ import time
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
@@ -20,13 +21,14 @@ from services.trainer.ask_engines import AskEngines, MemoryNotFree, Patience
 from services.trainer.step_ledger import StepLedger
 from shared.await_redis import AwaitRedis
 from shared.deployment import Deployment
-from shared.errors import FencedOut, RunRejected
+from shared.errors import FencedOut, RunRejected, WireError
 from shared.logs import Log
 from shared.memory_parts import PRESENT, MemoryPart, read_memory_parts
 from shared.runs import announce, present
+from shared.service import Serving
 from shared.tasks import end
-from shared.topology import Keys
-from tests.conftest import until
+from shared.topology import MEMORY, Keys
+from tests.conftest import free_port, until
 from tests.services.rollout.scripted_server import NAME, RUN, UPDATE, Server, following, true
 from tests.services.trainer.recorded_groups import run_settings, serving, small_model, start_run
 
@@ -231,13 +233,28 @@ async def test_requests_that_no_cache_can_be_flushed_around_end_with_what_they_h
 
 
 async def test_an_engine_of_somebody_else_is_refused_in_a_run_with_turns(redis: Redis, tmp_path: Path) -> None:
-    weights = {"transport": "ipc", "memory": "turns"}
-    record = await start_run(redis, run_settings(small_model(tmp_path / "model"), weights=weights))
-    theirs = Deployment.model_validate({"engine": {"urls": ["http://gpu-7:30000"]}, "paths": {"home": str(tmp_path)}})
-    served = serving(redis, record, tmp_path)
-    served = replace(served, place=replace(served.place, deployment=theirs))
+    served = await turning_run(redis, tmp_path, engine={"urls": ["http://gpu-7:30000"]})
     with pytest.raises(RunRejected, match=r'http://gpu-7:30000 is somebody else\'s, .*or write memory = "kept"'):
         await Sidecar(1).serve(served)
+
+
+async def test_a_sidecar_that_cannot_read_whose_turn_it_is_ends_and_waits_for_nothing(
+    redis: Redis, tmp_path: Path
+) -> None:
+    served = await turning_run(redis, tmp_path, router={"port": free_port()})
+    await redis.xadd(Keys(RUN).stream(MEMORY), {"m": b"what a newer release writes"})
+    with pytest.raises(WireError):
+        await asyncio.wait_for(Sidecar(0).serve(served), 10)
+
+
+async def turning_run(redis: Redis, home: Path, **deployment: Any) -> Serving:
+    """A run with turns, as a sidecar of this deployment is given it."""
+    settings = run_settings(
+        small_model(home / "model"), engine={"device": "cpu"}, weights={"transport": "ipc", "memory": "turns"}
+    )
+    served = serving(redis, await start_run(redis, settings), home)
+    theirs = Deployment.model_validate({"paths": {"home": str(home)}, **deployment})
+    return replace(served, place=replace(served.place, deployment=theirs))
 
 
 async def test_a_killed_trainer_leaves_engines_that_the_next_one_finds_without_memory(redis: Redis) -> None:
