@@ -35,7 +35,7 @@ from shared.topology import Keys
 
 RUN, NAME = "pause", "engine"
 HEALTHY_S, ENDED_S, LOOK_S = 400.0, 120.0, 0.05
-WARM_S, GAP_S = 1.0, 1.5
+WARM_S, GAP_S = 1.0, 3.0
 """Seconds from the first token of every request to the first version, and between two."""
 HALTED = frozenset(("pause", "ready", "load", "flush", "prove", "resume"))
 """Phases in which the engine is paused; updates in place are proven after it has resumed."""
@@ -96,7 +96,7 @@ class Load:
 
     def usual(self) -> dict[str, float]:
         """Between two versions."""
-        quiet = [(before[1] + GAP_S / 3, after[0]) for before, after in pairwise(self.windows)]
+        quiet = [(before[1] + 2 * GAP_S / 3, after[0]) for before, after in pairwise(self.windows)]
         return spread([gap for begin, finish in quiet for gap in self.arrivals.gaps(begin, finish)])
 
 

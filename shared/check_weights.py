@@ -22,6 +22,16 @@ def weights_problems(weights: "WeightSettings") -> Iterator[str]:
                 f'weights.{name} has no effect with transport = "{weights.transport}"; leave it out, or write'
                 f" transport = {wanted}"
             )
+    if "engines_per_group" in given and weights.transport != "broadcast":
+        yield (
+            f'weights.engines_per_group has no effect with transport = "{weights.transport}"; leave it out, or write'
+            ' transport = "broadcast"'
+        )
+    if 0 < weights.max_unavailable < weights.engines_per_group:
+        yield (
+            f"weights.engines_per_group is {weights.engines_per_group}, and a group is paused as a whole, though"
+            f" max_unavailable is {weights.max_unavailable}; write engines_per_group = {weights.max_unavailable}"
+        )
     if "://" in weights.local_folder:
         yield (
             f"weights.local_folder is {weights.local_folder!r}, and is to be a path of the engine's host; write the URL"

@@ -163,6 +163,9 @@ class WeightSettings(Settings):
     """Seconds after those in which all enrolled engines have to prove the version, wave after wave."""
     max_unavailable: Annotated[int, Field(ge=0)] = 0
     """Engines that are paused for a version at the same time, while the others serve the one before; 0 for all."""
+    engines_per_group: Positive = 1
+    """broadcast: engines that share a process group. They get a version in the time that one takes, and wait paused for
+    each other; one that dies in the middle takes the others of its group along where they have GPUs."""
 
 
 class EvalSettings(Settings):
