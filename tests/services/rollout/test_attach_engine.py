@@ -18,7 +18,7 @@ from shared.deployment import Deployment
 from shared.errors import RunRejected
 from shared.logs import Log
 from shared.messages import Event, TensorSpec
-from shared.run_settings import EngineSettings, ModelSettings, RunSettings
+from shared.run_settings import EngineSettings, ModelSettings, RunSettings, WeightSettings
 from shared.runs import RunRecord, State
 from shared.service import Place, Serving
 from shared.streams import Stream
@@ -77,7 +77,7 @@ def model(tmp_path: Path) -> ModelSettings:
 
 async def test_a_server_that_fits_says_what_the_sidecar_has_to_know(model: ModelSettings) -> None:
     engine = EngineSettings(server_args={"mem_fraction_static": 0.8, "tp_size": 2})
-    facts = await check_attached(Server().calls(), URL, model, engine)
+    facts = await check_attached(Server().calls(), URL, model, engine, WeightSettings())
     assert facts == ServerFacts("0.5.23", "/their/model", "cpu", 2, ("mem_fraction_static",))
 
 
@@ -106,21 +106,21 @@ async def test_a_server_that_does_not_fit_is_refused_with_what_its_owner_has_to_
         else:
             place[name] = value
     with pytest.raises(EngineUnfit, match=sentence):
-        await check_attached(server.calls(), URL, model, EngineSettings())
+        await check_attached(server.calls(), URL, model, EngineSettings(), WeightSettings())
 
 
 async def test_updates_in_place_want_a_server_without_shared_prefixes(model: ModelSettings) -> None:
     server, engine = Server(), EngineSettings(update_mode="in_place")
     with pytest.raises(EngineUnfit, match="start it with --disable-radix-cache"):
-        await check_attached(server.calls(), URL, model, engine)
+        await check_attached(server.calls(), URL, model, engine, WeightSettings())
     server.server["disable_radix_cache"] = True
-    await check_attached(server.calls(), URL, model, engine)
+    await check_attached(server.calls(), URL, model, engine, WeightSettings())
 
 
 @pytest.mark.parametrize("change", [{"status": 503}, {"gone": httpx.ConnectError}, {"gone": httpx.ReadTimeout}])
 async def test_a_server_that_is_starting_or_away_may_come_back(model: ModelSettings, change: dict[str, Any]) -> None:
     with pytest.raises(EngineAway):
-        await check_attached(Server(**change).calls(), URL, model, EngineSettings())
+        await check_attached(Server(**change).calls(), URL, model, EngineSettings(), WeightSettings())
 
 
 @pytest.fixture
