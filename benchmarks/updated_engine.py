@@ -5,6 +5,7 @@ import asyncio
 import contextlib
 import json
 import multiprocessing
+import shutil
 import statistics
 import tempfile
 import time
@@ -19,7 +20,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from benchmarks.own_redis import free_port
 from benchmarks.request_load import Arrivals, LoadShape, keep_busy
-from benchmarks.weight_versions import Named
+from benchmarks.weight_versions import Named, Weights
 from services.rollout.engine_arguments import plan_engine
 from services.rollout.engine_update import EngineUpdate
 from services.rollout.launch_engine import EngineProcess
@@ -28,8 +29,10 @@ from services.trainer.publish_weights import WeightPublisher
 from services.trainer.stage_weights import Staged
 from shared.enrolment import read_part
 from shared.logs import Log
-from shared.run_settings import EngineSettings, ModelSettings
+from shared.messages import TensorSpec
+from shared.run_settings import EngineSettings, ModelSettings, WeightSettings
 from shared.runs import HEARTBEAT_S, announce
+from shared.safetensors_file import header_of
 from shared.tasks import end
 from shared.topology import Keys
 
@@ -44,18 +47,17 @@ PHASES = ("stage", "hash", "enrol", "connect", "broadcast", "lend", *HALTED, "ha
 class UpdatedEngine:
     """The trainer's side of an engine: versions, one after the other."""
 
-    def __init__(self, redis: Redis, publisher: WeightPublisher, named: Named) -> None:
-        self._redis, self._publisher, self._named, self._version = redis, publisher, named, -1
+    def __init__(self, redis: Redis, publisher: WeightPublisher, weights: Weights) -> None:
+        self._redis, self._publisher, self._weights, self._version = redis, publisher, weights, -1
         self.unverified = 0
         """Most parameters of a version that could not be compared."""
 
     async def next(self) -> tuple[Staged, dict[str, float]]:
         """Publish the next version, which the engine must prove; returns its snapshot and its seconds by phase."""
         self._version += 1
-        with torch.no_grad():
-            self._named[self._version % len(self._named)][1].neg_()
+        self._weights.change(self._version)
         started = time.monotonic()
-        staged = await asyncio.to_thread(self._publisher.stage, self._version, self._version, self._named)
+        staged = await asyncio.to_thread(self._publisher.stage, self._version, self._version, self._weights.published())
         stage_s = time.monotonic() - started
         report = await self._publisher.publish(staged)
         assert report is not None, "nothing replaces it"
@@ -101,7 +103,8 @@ async def running_engine(
     given = {"base_gpu_id": device.index, **options.server_args} if device.type == "cuda" else options.server_args
     settings = EngineSettings(device=device.type, update_mode=options.mode, server_args={"stream_interval": 1, **given})
     model = ModelSettings(path=str(folder), dtype="bfloat16" if device.type == "cuda" else "float32")
-    plan = plan_engine(model, settings, "127.0.0.1", free_port(), 0)
+    weights = WeightSettings(quantization=options.quantization)
+    plan = plan_engine(model, settings, "127.0.0.1", free_port(), 0, weights)
     log = options.engine_log or Path(tempfile.mkdtemp()) / "engine.log"
     process = EngineProcess(plan, log)
     try:
@@ -141,6 +144,14 @@ def random_model(folder: Path, device: torch.device) -> Named:
     with device:
         model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(folder), dtype=dtype)
     return [(name, parameter.detach()) for name, parameter in model.named_parameters()]
+
+
+def described_model(folder: Path, named: Named, to: Path) -> Path:
+    """The model with the header of a checkpoint, from which a sidecar sees what can be quantised; it has no weights."""
+    shutil.copytree(folder, to, dirs_exist_ok=True)
+    specs = [TensorSpec(name, str(t.dtype).removeprefix("torch."), list(t.shape)) for name, t in named]
+    (to / "model.safetensors").write_bytes(header_of(specs))
+    return to
 
 
 async def _stay_up(redis: Redis) -> None:
