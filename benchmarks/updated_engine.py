@@ -16,6 +16,7 @@ from pathlib import Path
 
 import torch
 from redis.asyncio import Redis
+from safetensors.torch import save_file
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from benchmarks.own_redis import free_port
@@ -29,10 +30,8 @@ from services.trainer.publish_weights import WeightPublisher
 from services.trainer.stage_weights import Staged
 from shared.enrolment import read_part
 from shared.logs import Log
-from shared.messages import TensorSpec
 from shared.run_settings import EngineSettings, ModelSettings, WeightSettings
 from shared.runs import HEARTBEAT_S, announce
-from shared.safetensors_file import header_of
 from shared.tasks import end
 from shared.topology import Keys
 
@@ -146,11 +145,10 @@ def random_model(folder: Path, device: torch.device) -> Named:
     return [(name, parameter.detach()) for name, parameter in model.named_parameters()]
 
 
-def described_model(folder: Path, named: Named, to: Path) -> Path:
-    """The model with the header of a checkpoint, from which a sidecar sees what can be quantised; it has no weights."""
-    shutil.copytree(folder, to, dirs_exist_ok=True)
-    specs = [TensorSpec(name, str(t.dtype).removeprefix("torch."), list(t.shape)) for name, t in named]
-    (to / "model.safetensors").write_bytes(header_of(specs))
+def written_model(folder: Path, named: Named, to: Path) -> Path:
+    """The model with its weights in a file, from which a sidecar sees what of them can be quantised."""
+    shutil.copytree(folder, to, ignore=shutil.ignore_patterns("*.safetensors*"))
+    save_file(dict(named), to / "model.safetensors", {"format": "pt"})
     return to
 
 

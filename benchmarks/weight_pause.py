@@ -15,9 +15,9 @@ from benchmarks.updated_engine import (
     Load,
     UpdatedEngine,
     busy,
-    described_model,
     random_model,
     running_engine,
+    written_model,
 )
 from benchmarks.weight_versions import Plain, Receiver, Samples, Weights, devices, make_publisher
 from shared.redis_connection import connect
@@ -69,13 +69,14 @@ async def measure(folder: Path, transport: str, options: argparse.Namespace) -> 
     weights = Weights(random_model(folder, trainer), options.quantization)
     nbytes = sum(tensor.nbytes for _, tensor in weights.published())
     idle, loaded, load, gap = Samples(), Samples(), Load(), dict[str, float]()
+    if options.quantization != "none":
+        folder = written_model(folder, weights.named, Path(tempfile.mkdtemp()) / folder.name)
     async with own_redis_url() as url:
-        served = described_model(folder, weights.named, Path(tempfile.mkdtemp()) / folder.name)
         plain_s = await _plain_seconds(url, transport, nbytes)
         redis = connect(url)
         publisher = make_publisher(redis, RUN, transport, options)
         try:
-            async with running_engine(redis, served, engine, options) as address:
+            async with running_engine(redis, folder, engine, options) as address:
                 updated = UpdatedEngine(redis, publisher, weights)
                 staged, first = await updated.next()
                 if options.compare_logprobs:
