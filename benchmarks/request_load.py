@@ -51,7 +51,7 @@ class Arrivals:
 
 
 def keep_busy(orders: Connection, url: str, shape: LoadShape) -> None:
-    """Ask until told to end, then send the Arrivals; the main function of a process."""
+    """Say that it begins, ask until told to end, then send the Arrivals; the main function of a process."""
     asyncio.run(_keep_busy(orders, url, shape))
 
 
@@ -70,6 +70,7 @@ async def _keep_busy(orders: Connection, url: str, shape: LoadShape) -> None:
 
         kinds = [True] * shape.streams + [False] * shape.others
         tasks = [asyncio.create_task(ask_again(is_stream)) for is_stream in kinds]
+        orders.send("begun")
         await asyncio.to_thread(orders.recv)
         over.set()
         await asyncio.gather(*tasks)

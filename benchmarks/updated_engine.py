@@ -36,7 +36,7 @@ from shared.tasks import end
 from shared.topology import Keys
 
 RUN, NAME = "pause", "engine"
-HEALTHY_S, ENDED_S = 400.0, 120.0
+HEALTHY_S, BEGUN_S, ENDED_S = 400.0, 60.0, 120.0
 WARM_S, GAP_S = 4.0, 1.5
 """Seconds of load before the first version, and between two."""
 HALTED = ("pause", "load", "flush", "prove", "resume")
@@ -128,6 +128,8 @@ async def busy(address: str, folder: Path, options: argparse.Namespace, load: Lo
     process = context.Process(target=keep_busy, args=(theirs, address, shape), daemon=True)
     process.start()
     try:
+        assert await asyncio.to_thread(orders.poll, BEGUN_S), "the requests do not begin"
+        orders.recv()
         await asyncio.sleep(WARM_S)
         yield
         orders.send("end")

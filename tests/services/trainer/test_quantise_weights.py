@@ -3,27 +3,33 @@
 import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, Literal
 
 import pytest
 import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
+from services.rollout.host_copy import HostCopy
+from services.rollout.version_chain import VersionChain
 from services.trainer.compare_replay import against_version
 from services.trainer.fp8_blocks import from_blocks
 from services.trainer.quantise_model import quantise_model
-from services.trainer.quantise_weights import Fp8Form, Named
+from services.trainer.quantise_weights import Fp8Form, Named, published_weights
 from services.trainer.stage_weights import Stage
 from services.trainer.tiny_model import TinyShape, write_tiny_model
 from services.trainer.weight_hashes import checksum, engine_checksums
 from shared.errors import RunRejected, SluiceError
 from shared.fp8_checkpoint import FP8
 from shared.messages import Rendezvous, WeightVersion
+from shared.run_settings import WeightSettings
+from shared.weight_store import WeightStore
 from tests.services.trainer.written_versions import Written
 
 SHAPE = TinyShape(hidden=128, layers=2, heads=4, kv_heads=2, intermediate=192, head_dim=64)
 """A width of 192 is no whole number of blocks: the MLP stays as it is."""
+FORMS: tuple[Literal["none", "fp8", "fp8_ue8m0"], ...] = ("none", "fp8", "fp8_ue8m0")
 CONVERTED = {f"model.layers.{layer}.self_attn.{name}_proj.weight" for layer in (0, 1) for name in "qkvo"}
 
 
@@ -43,6 +49,14 @@ def _reads_fp8(monkeypatch: pytest.MonkeyPatch) -> None:
 def parameters(folder: Path, dtype: torch.dtype = torch.bfloat16) -> dict[str, torch.Tensor]:
     model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype)
     return {name: parameter.detach() for name, parameter in model.named_parameters()}
+
+
+def is_power(scales: torch.Tensor) -> bool:
+    return bool((torch.frexp(scales)[0] == 0.5).all())
+
+
+def same(one: torch.Tensor, other: torch.Tensor) -> bool:
+    return one.dtype == other.dtype and torch.equal(*(t.reshape(-1).view(torch.uint8) for t in (one, other)))
 
 
 def meant(published: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
@@ -89,6 +103,14 @@ def test_a_form_decides_once_and_takes_tensors_as_they_come(source: Path) -> Non
     assert {name: t.dtype for name, t in again}.items() <= first.items()
 
 
+def test_the_settings_of_a_run_name_the_form_of_its_versions(source: Path) -> None:
+    learner: Any = SimpleNamespace(named_tensors=lambda: parameters(source).items())
+    scales = "model.layers.0.self_attn.o_proj.weight_scale_inv"
+    made = {form: dict(published_weights(learner, WeightSettings(quantization=form))()) for form in FORMS}
+    assert scales not in made["none"]
+    assert [is_power(made[form][scales]) for form in FORMS[1:]] == [False, True]
+
+
 def test_a_model_that_fp8_cannot_hold_is_refused() -> None:
     with pytest.raises(RunRejected, match="no matrix of a decoder layer"):
         list(Fp8Form([])([("model.layers.0.mlp.up_proj.weight", torch.ones(8, 8))]))
@@ -122,6 +144,23 @@ def test_transformers_reads_a_version_in_files_and_answers_nearly_as_before(sour
     assert torch.equal(logprobs(folder), logprobs(source, **meant(published)))
 
 
+def test_a_host_follows_versions_in_fp8_by_deltas(source: Path, tmp_path: Path) -> None:
+    named, form, copy = parameters(source), Fp8Form([]), HostCopy(tmp_path / "host")
+    written = Written(str(tmp_path / "store"), tmp_path / "model", tensors=dict(form(named.items())))
+    for version in range(3):
+        for name in CONVERTED:
+            named[name][version] *= -1.5
+        written.tensors = dict(form(named.items()))
+        files = written.write_again(version)
+        assert files.kind == ("delta" if version else "full")
+        folder, held = copy.take(VersionChain(WeightStore(files.store), files, lambda: None), lambda: None, print)
+        held.release()
+        found = {name: tensor for file in folder.glob("*.safetensors") for name, tensor in load_file(file).items()}
+        assert found.keys() == written.tensors.keys()
+        assert all(same(found[name], tensor) for name, tensor in written.tensors.items())
+    assert json.loads((folder / "config.json").read_text())["quantization_config"]["fmt"] == "e4m3"
+
+
 def test_a_replay_is_compared_in_the_form_that_was_announced(source: Path) -> None:
     named = parameters(source)
     published = dict(Fp8Form(["k_proj"])(named.items()))
@@ -129,6 +168,7 @@ def test_a_replay_is_compared_in_the_form_that_was_announced(source: Path) -> No
     meeting = Rendezvous("", 0, "a", "gloo", 0, 0)
     announced = WeightVersion(3, 3, layout, checksum(published, "cpu"), {}, meeting, "cpu")
     assert against_version(announced, named).equal
+    assert not against_version(announced, named, powers=True).equal
     name = min(CONVERTED)
     assert not against_version(announced, {**named, name: -named[name]}).equal
 
@@ -138,7 +178,7 @@ def test_a_folder_is_quantised_as_versions_are(source: Path, tmp_path: Path) -> 
     published = dict(Fp8Form(["model.layers.1"])(parameters(source).items()))
     found = load_file(tmp_path / "fp8" / "model.safetensors")
     assert found.keys() == published.keys()
-    assert all(torch.equal(found[n].view(torch.uint8), t.contiguous().view(torch.uint8)) for n, t in published.items())
+    assert all(same(found[name], tensor) for name, tensor in published.items())
     read = parameters(tmp_path / "fp8")
     assert all(torch.equal(read[name], tensor) for name, tensor in meant(published).items())
     config = json.loads((tmp_path / "fp8" / "config.json").read_text())
