@@ -101,8 +101,7 @@ async def prepare_run(
     is_stopping = partial(_is_stopping, Runs(redis), serving.run, await_redis)
     gate = EvaluationGate(redis, settings, is_stopping, await_redis, log)
     publisher = open_publisher(serving, ledger) if settings.kind == "rl" else None
-    counted = CountedVersions(ledger, await_redis)
-    weights = published_weights(learner, settings.weights)
+    weights, counted = published_weights(learner, settings.weights), CountedVersions(ledger, await_redis)
     versions = PublishedVersions(publisher, weights, compute, gate, position.told) if publisher else counted
     writer = CheckpointWriter(checkpoints, compute, log)
     archive = StepArchive(redis, keys, ledger, folder) if settings.trainer.archive else None
