@@ -14,7 +14,7 @@ from shared.streams import Stream
 from shared.topology import EVENTS, WEIGHTS
 from tests.services.rollout.following_engine import Engine
 from tests.services.trainer.bench import Killed, kill_at
-from tests.services.trainer.recorded_groups import feed, run_settings, serving, small_model, start_run
+from tests.services.trainer.recorded_groups import feed, publish_each, run_settings, serving, small_model, start_run
 
 STEPS = 5
 
@@ -29,6 +29,7 @@ async def test_a_killed_trainer_begins_with_all_that_it_resumed_and_the_engine_e
     )
     place = serving(redis, await start_run(redis, settings), tmp_path)
     await feed(redis, "r1", range(3 * STEPS))
+    publish_each(monkeypatch)
     async with Engine(redis, tmp_path / "host").following() as engine:
         with monkeypatch.context() as patch:
             kill_at(patch, owner, name, call)
