@@ -10,6 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
+from typer.testing import CliRunner
 
 from services.rollout.host_copy import HostCopy
 from services.rollout.version_chain import VersionChain
@@ -25,6 +26,7 @@ from shared.fp8_checkpoint import FP8
 from shared.messages import Rendezvous, WeightVersion
 from shared.run_settings import WeightSettings
 from shared.weight_store import WeightStore
+from sluice.cli.main import app
 from tests.services.trainer.written_versions import Written
 
 SHAPE = TinyShape(hidden=128, layers=2, heads=4, kv_heads=2, intermediate=192, head_dim=64)
@@ -174,7 +176,8 @@ def test_a_replay_is_compared_in_the_form_that_was_announced(source: Path) -> No
 
 
 def test_a_folder_is_quantised_as_versions_are(source: Path, tmp_path: Path) -> None:
-    assert quantise_model(source, tmp_path / "fp8", ["model.layers.1"]) == 4
+    command = ["quantize", str(source), str(tmp_path / "fp8"), "--keep", "model.layers.1"]
+    assert CliRunner().invoke(app, command).exit_code == 0
     published = dict(Fp8Form(["model.layers.1"])(parameters(source).items()))
     found = load_file(tmp_path / "fp8" / "model.safetensors")
     assert found.keys() == published.keys()
@@ -184,6 +187,7 @@ def test_a_folder_is_quantised_as_versions_are(source: Path, tmp_path: Path) -> 
     config = json.loads((tmp_path / "fp8" / "config.json").read_text())
     assert config["dtype"] == "bfloat16"
     assert (tmp_path / "fp8" / "tokenizer.json").exists()
+    assert quantise_model(source, tmp_path / "powers", powers=True) == 8
     with pytest.raises(SluiceError, match="is there already"):
         quantise_model(source, tmp_path / "fp8")
     with pytest.raises(SluiceError, match="holds quantised weights"):
