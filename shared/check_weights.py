@@ -31,9 +31,9 @@ def weights_problems(weights: "WeightSettings") -> Iterator[str]:
 
 def quantization_problems(run: "RunSettings") -> Iterator[str]:
     """The same about versions in fp8: what model and engine have to be like."""
-    weights, given, form = run.weights, run.engine.server_args, run.weights.quantization
+    weights, given = run.weights, run.engine.server_args
     asked, loads = given.get("quantization"), given.get("load_format", "dummy")
-    if form == "none":
+    if weights.quantization == "none":
         if weights.modules_to_not_convert:
             yield (
                 'weights.modules_to_not_convert has no effect with quantization = "none"; leave it out, or write'
@@ -46,13 +46,13 @@ def quantization_problems(run: "RunSettings") -> Iterator[str]:
             )
         return
     if run.model.dtype != "bfloat16":
-        yield f'weights.quantization is "{form}", and model.dtype is {run.model.dtype}; write model.dtype = "bfloat16"'
+        yield f'weights.quantization is "fp8", and model.dtype is {run.model.dtype}; write model.dtype = "bfloat16"'
     if asked not in (None, "fp8"):
-        yield f'weights.quantization is "{form}", and engine.server_args.quantization is {asked!r}; leave that out'
+        yield f'weights.quantization is "fp8", and engine.server_args.quantization is {asked!r}; leave that out'
     if loads != "dummy":
         yield (
-            f'engine.server_args.load_format is {loads!r}, and with weights.quantization = "{form}" an engine has'
+            f'engine.server_args.load_format is {loads!r}, and with weights.quantization = "fp8" an engine has'
             " nothing to load before version 0; leave it out"
         )
     if run.engine.device == "cpu":
-        yield f'weights.quantization is "{form}", which engines serve on GPUs only; write quantization = "none"'
+        yield 'weights.quantization is "fp8", which engines serve on GPUs only; write quantization = "none"'

@@ -24,8 +24,6 @@ FUSED = {
 }
 """What engines hold as one matrix, which is fp8 or is not, under which name."""
 HEAD = "lm_head"
-UE8M0 = "fp8_ue8m0"
-"""The `weights.quantization` in which scales are powers of two, as DeepGEMM has them on GPUs that compute with such."""
 
 Shapes = Mapping[str, Sequence[int]]
 
@@ -57,12 +55,11 @@ def fp8_weights(shapes: Shapes, not_converted: Collection[str] = ()) -> frozense
     return found
 
 
-def quantization_config(converted: Collection[str], shapes: Shapes, powers: bool = False) -> dict[str, Any]:
+def quantization_config(converted: Collection[str], shapes: Shapes) -> dict[str, Any]:
     """What config.json says about a checkpoint of which the matrices named `converted` are fp8.
 
     Args:
         shapes: of its tensors; scales among them do not count.
-        powers: all scales are powers of two.
     """
     kept = (name for name, shape in shapes.items() if len(shape) >= 2 and name not in converted)
     modules = {name.removesuffix(WEIGHT) for name in kept if not name.endswith(SCALE)}
@@ -72,7 +69,6 @@ def quantization_config(converted: Collection[str], shapes: Shapes, powers: bool
         "fmt": "e4m3",
         "weight_block_size": [BLOCK, BLOCK],
         "modules_to_not_convert": sorted({*modules, HEAD}),
-        **({"scale_fmt": "ue8m0"} if powers else {}),
     }
 
 

@@ -129,8 +129,8 @@ def _of_quantised(
         return {}
     if device == "cpu":
         raise RunRejected(
-            f'weights.quantization is "{weights.quantization}", which SGLang serves on a GPU, and this engine is on a'
-            ' CPU; write quantization = "none"'
+            'weights.quantization is "fp8", which SGLang serves on a GPU, and this engine is on a CPU; write'
+            ' quantization = "none"'
         )
     return fp8_arguments(model, engine.server_args, weights)
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from shared.errors import RunRejected
-from shared.fp8_checkpoint import BLOCK, UE8M0, fp8_weights, is_converted, quantization_config
+from shared.fp8_checkpoint import BLOCK, fp8_weights, is_converted, quantization_config
 from shared.run_settings import ModelSettings, WeightSettings
 from shared.safetensors_file import shapes_in
 
@@ -25,8 +25,7 @@ def fp8_arguments(model: ModelSettings, given: dict[str, Any], weights: WeightSe
     """
     shapes = _shapes(model)
     converted = fp8_weights(shapes, weights.modules_to_not_convert)
-    config = quantization_config(converted, shapes, weights.quantization == UE8M0)
-    override = {**json.loads(given.get(OVERRIDE, "{}")), CONFIG: config}
+    override = {**json.loads(given.get(OVERRIDE, "{}")), CONFIG: quantization_config(converted, shapes)}
     return {"load_format": "dummy", OVERRIDE: json.dumps(override)}
 
 
@@ -53,7 +52,7 @@ def quantization_problems(
 def _unlike(config: dict[str, Any], model: ModelSettings, weights: WeightSettings) -> Iterator[str]:
     instead = f"start it with the folder that `sluice quantize {model.path} FOLDER` writes"
     if not config:
-        yield f'serves weights that are not quantised, and weights.quantization is "{weights.quantization}"; {instead}'
+        yield f'serves weights that are not quantised, and weights.quantization is "fp8"; {instead}'
     elif config.get("quant_method") != "fp8" or config.get("weight_block_size") != [BLOCK, BLOCK]:
         found = f"{config.get('quant_method')}, in blocks of {config.get('weight_block_size')}"
         yield f"serves weights in {found}, and versions are in fp8 in blocks of {BLOCK} x {BLOCK}; {instead}"

@@ -65,10 +65,10 @@ def against_checkpoint(recorded: State, replayed: State) -> WeightCheck:
     return WeightCheck("checkpoint", not different, len(pairs), different[:NAMES_SHOWN], largest)
 
 
-def against_version(announced: WeightVersion, named: Mapping[str, torch.Tensor], powers: bool = False) -> WeightCheck:
-    """Weights against the checksum that was published with them; `powers`: see `quantised`."""
+def against_version(announced: WeightVersion, named: Mapping[str, torch.Tensor]) -> WeightCheck:
+    """Weights against the checksum that was published with them."""
     order = [spec.name for bucket in announced.buckets for spec in bucket]
-    published = dict(as_announced(named.items(), announced.buckets, powers))
+    published = dict(as_announced(named.items(), announced.buckets))
     equal = set(order) == set(published) and checksum(published, announced.engine_device) == announced.checksum
     return WeightCheck("published version", equal, len(order), [], 0.0)
 

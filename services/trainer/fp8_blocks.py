@@ -13,7 +13,7 @@ SMALLEST_MAXIMUM = 1e-4
 
 
 @torch.no_grad()
-def to_blocks(weight: Tensor, powers: bool = False) -> tuple[Tensor, Tensor]:
+def to_blocks(weight: Tensor) -> tuple[Tensor, Tensor]:
     """Quantise a matrix, block by block, so that its largest number becomes the largest of the type.
 
     DeepGEMM's `per_block_cast_to_fp8` with scales in float32, bit for bit: x * (448 / max|x|) rounded to the nearest,
@@ -21,7 +21,6 @@ def to_blocks(weight: Tensor, powers: bool = False) -> tuple[Tensor, Tensor]:
 
     Args:
         weight: [n, k], bfloat16 or float32, on any device.
-        powers: round the scales up to powers of two, as DeepGEMM has it for UE8M0.
 
     Returns:
         float8_e4m3fn, [n, k], and float32, [ceil(n / 128), ceil(k / 128)].
@@ -31,9 +30,8 @@ def to_blocks(weight: Tensor, powers: bool = False) -> tuple[Tensor, Tensor]:
     whole = pad(weight, ragged) if any(ragged) else weight
     blocks = whole.reshape(whole.shape[0] // BLOCK, BLOCK, whole.shape[1] // BLOCK, BLOCK)
     largest = torch.linalg.vector_norm(blocks, torch.inf, dim=(1, 3), keepdim=True).float().clamp(SMALLEST_MAXIMUM)
-    scales = _to_power(largest / LARGEST) if powers else largest / LARGEST
-    scaled = (blocks * (1 / scales if powers else LARGEST / largest)).to(torch.float8_e4m3fn).view(whole.shape)
-    return scaled[:n, :k].contiguous(), scales.view(blocks.shape[0], blocks.shape[2])
+    scaled = (blocks * (LARGEST / largest)).to(torch.float8_e4m3fn).view(whole.shape)
+    return scaled[:n, :k].contiguous(), (largest / LARGEST).view(blocks.shape[0], blocks.shape[2])
 
 
 @torch.no_grad()
@@ -42,8 +40,3 @@ def from_blocks(numbers: Tensor, scales: Tensor, dtype: torch.dtype = torch.bflo
     n, k = numbers.shape
     of_rows = scales.repeat_interleave(BLOCK, 0)[:n]
     return (numbers.float() * of_rows.repeat_interleave(BLOCK, 1)[:, :k]).to(dtype)
-
-
-def _to_power(scales: Tensor) -> Tensor:
-    """The next power of two that is not smaller: an exponent that a mantissa, where there is one, raises by one."""
-    return ((scales.view(torch.int32) + 0x7FFFFF) & 0x7F800000).view(torch.float32)

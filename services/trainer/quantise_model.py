@@ -21,8 +21,8 @@ DTYPE = torch.bfloat16
 """Of what is not fp8: what engines compute in."""
 
 
-def quantise_model(source: Path, folder: Path, not_converted: Sequence[str] = (), powers: bool = False) -> int:
-    """Write `folder`, whole or not at all; returns how many matrices are fp8. `powers`: see `quantised`.
+def quantise_model(source: Path, folder: Path, not_converted: Sequence[str] = ()) -> int:
+    """Write `folder`, whole or not at all; returns how many matrices are fp8.
 
     Raises:
         SluiceError: `source` cannot be quantised, or `folder` is there already.
@@ -35,11 +35,11 @@ def quantise_model(source: Path, folder: Path, not_converted: Sequence[str] = ()
     aside.mkdir(parents=True)
     places, nbytes = dict[str, str](), 0
     for file in sorted(source.glob("*.safetensors")):
-        tensors = dict(quantised(_read(file), converted, powers))
+        tensors = dict(quantised(_read(file), converted))
         save_file(tensors, aside / file.name, {"format": "pt"})
         places |= dict.fromkeys(tensors, file.name)
         nbytes += sum(tensor.nbytes for tensor in tensors.values())
-    config = quantization_config(converted, shapes, powers)
+    config = quantization_config(converted, shapes)
     beside = model_files(source, str(DTYPE).removeprefix("torch."), config)
     index = {"metadata": {"total_size": nbytes}, "weight_map": places}
     for name, content in {**beside, INDEX: json.dumps(index).encode()}.items():
@@ -70,10 +70,9 @@ def main() -> None:
     parser.add_argument("source", type=Path)
     parser.add_argument("folder", type=Path)
     parser.add_argument("--keep", action="append", default=[], help="a module that stays in bfloat16; may be repeated")
-    parser.add_argument("--ue8m0", action="store_true", help="scales are powers of two")
     given = parser.parse_args()
     try:
-        count = quantise_model(given.source, given.folder, given.keep, given.ue8m0)
+        count = quantise_model(given.source, given.folder, given.keep)
     except (SluiceError, OSError, ValueError) as error:
         parser.exit(1, f"error: {error}\n")
     sys.stdout.write(f"{given.folder}: {count} matrices in fp8\n")

@@ -6,7 +6,7 @@ import torch
 
 from services.trainer.fp8_blocks import to_blocks
 from services.trainer.learner import Learner
-from shared.fp8_checkpoint import FP8, UE8M0, fp8_weights, scale_name
+from shared.fp8_checkpoint import FP8, fp8_weights, scale_name
 from shared.messages import TensorSpec
 from shared.run_settings import WeightSettings
 
@@ -17,21 +17,16 @@ def published_weights(learner: Learner, weights: WeightSettings) -> Callable[[],
     """What makes the tensors of a version, whenever it is asked."""
     if weights.quantization == "none":
         return learner.named_tensors
-    form = Fp8Form(weights.modules_to_not_convert, weights.quantization == UE8M0)
+    form = Fp8Form(weights.modules_to_not_convert)
     return lambda: form(learner.named_tensors())
 
 
 class Fp8Form:
     """The form of one model's versions; which matrices it converts is decided once."""
 
-    def __init__(self, not_converted: Collection[str], powers: bool = False) -> None:
-        """Of the arguments:
-
-        Args:
-            not_converted: modules that keep the model's type, beside those that the format leaves.
-            powers: scales are powers of two.
-        """
-        self._not_converted, self._powers = not_converted, powers
+    def __init__(self, not_converted: Collection[str]) -> None:
+        """`not_converted`: modules that keep the model's type, beside those that the format leaves."""
+        self._not_converted = not_converted
         self._names: frozenset[str] | None = None
 
     def __call__(self, named: Iterable[Named]) -> Iterator[Named]:
@@ -43,22 +38,20 @@ class Fp8Form:
         if self._names is None:
             named = list(named)
             self._names = fp8_weights({name: t.shape for name, t in named}, self._not_converted)
-        return quantised(named, self._names, self._powers)
+        return quantised(named, self._names)
 
 
-def quantised(named: Iterable[Named], names: Collection[str], powers: bool = False) -> Iterator[Named]:
+def quantised(named: Iterable[Named], names: Collection[str]) -> Iterator[Named]:
     """Those of `names` as fp8, each followed by its scales."""
     for name, tensor in named:
         if name not in names:
             yield name, tensor
             continue
-        numbers, scales = to_blocks(tensor, powers)
+        numbers, scales = to_blocks(tensor)
         yield name, numbers
         yield scale_name(name), scales
 
 
-def as_announced(
-    named: Iterable[Named], buckets: Iterable[Iterable[TensorSpec]], powers: bool = False
-) -> Iterator[Named]:
+def as_announced(named: Iterable[Named], buckets: Iterable[Iterable[TensorSpec]]) -> Iterator[Named]:
     """In the form of a version that was announced with these buckets."""
-    return quantised(named, {spec.name for bucket in buckets for spec in bucket if spec.dtype == FP8}, powers)
+    return quantised(named, {spec.name for bucket in buckets for spec in bucket if spec.dtype == FP8})

@@ -26,7 +26,6 @@ from services.trainer.share_step import share_of
 from services.trainer.take_up import WITHOUT_EFFECT
 from shared.check_trainer import OF_SERVED_TEACHER
 from shared.errors import RunRejected, SettingsError
-from shared.fp8_checkpoint import UE8M0
 from shared.run_settings import RunSettings
 from shared.settings import Tree, merge, validate
 
@@ -138,8 +137,7 @@ def _check_weights(
     if checkpoint is not None:
         checks.append(against_checkpoint(checkpoint.state(), learner.state()))
     if step in steps.announced:
-        powers = run.settings.weights.quantization == UE8M0
-        checks.append(against_version(steps.announced[step], dict(learner.named_tensors()), powers))
+        checks.append(against_version(steps.announced[step], dict(learner.named_tensors())))
     return checks
 
 

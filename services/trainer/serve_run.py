@@ -19,7 +19,6 @@ from services.trainer.team import Team
 from services.trainer.tell import tell
 from services.trainer.version_writer import RunFiles, VersionWriter
 from shared.errors import LedgerBehind, RunRejected
-from shared.fp8_checkpoint import UE8M0
 from shared.runs import Runs, State
 from shared.service import Serving, run_folder
 from shared.tasks import end
@@ -151,8 +150,9 @@ def _file_transport(serving: Serving, ledger: StepLedger) -> FileTransport:
     settings, record = serving.record.settings, serving.record
     weights = settings.weights
     folder = weights.folder or str(run_folder(serving.place.deployment, serving.run) / "weights")
-    model, powers = settings.model, weights.quantization == UE8M0
-    about = RunFiles(serving.run, owner_of(record), ledger.epoch, Path(model.path).expanduser(), model.dtype, powers)
+    about = RunFiles(
+        serving.run, owner_of(record), ledger.epoch, Path(settings.model.path).expanduser(), settings.model.dtype
+    )
     writer = VersionWriter(WeightStore(folder), about, weights.full_every if weights.transport == "delta" else None)
     waits = (weights.enrol_deadline_s, weights.max_unavailable)
     return FileTransport(ledger, writer, weights.keep_versions, *waits, serving.place.log)

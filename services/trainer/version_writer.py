@@ -46,8 +46,6 @@ class RunFiles:
     model: Path
     """Folder of the initial model, for what stands beside the weights."""
     dtype: str
-    powers: bool = False
-    """The scales of what is in fp8 are powers of two."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,7 +148,7 @@ class _Version:
     def write_model(self, about: RunFiles) -> dict[str, str]:
         """A Hugging Face folder; returns the hash of each file beside the shards."""
         layout = self.staged.buckets.layout
-        beside = model_files(about.model, about.dtype, _quantization(layout, about.powers))
+        beside = model_files(about.model, about.dtype, _quantization(layout))
         for file, bucket, content in zip(self._files(), layout, self.contents, strict=True):
             self.write(file, [header_of(bucket), content.data])
         if len(layout) > 1:
@@ -203,12 +201,11 @@ class _Version:
         return json.dumps({"metadata": {"total_size": self.staged.buckets.nbytes}, "weight_map": places}).encode()
 
 
-def _quantization(layout: list[list[TensorSpec]], powers: bool) -> dict[str, Any] | None:
+def _quantization(layout: list[list[TensorSpec]]) -> dict[str, Any] | None:
     """What config.json says about tensors in fp8; None if there are none."""
     specs = [spec for bucket in layout for spec in bucket]
     converted = {spec.name for spec in specs if spec.dtype == FP8}
-    shapes = {spec.name: spec.shape for spec in specs}
-    return quantization_config(converted, shapes, powers) if converted else None
+    return quantization_config(converted, {spec.name: spec.shape for spec in specs}) if converted else None
 
 
 def _on_host(flat: torch.Tensor, keep: bool) -> Bytes:

@@ -15,10 +15,8 @@ def quantize(
         list[str] | None,
         typer.Option(help="A module that stays in bfloat16, as in weights.modules_to_not_convert; may be repeated."),
     ] = None,
-    ue8m0: Annotated[bool, typer.Option("--ue8m0", help="Scales are powers of two, as in fp8_ue8m0.")] = False,
 ) -> None:
     """Write a model in fp8 blocks of 128 x 128 numbers. Needs the trainer's packages."""
     options = [part for module in keep or [] for part in ("--keep", module)]
-    options += ["--ue8m0"] if ue8m0 else []
     command = [sys.executable, "-m", "services.trainer.quantise_model", str(source), str(folder), *options]
     raise typer.Exit(subprocess.run(command, check=False).returncode)

@@ -2,9 +2,8 @@
 
 `python -m tests.services.trainer.sglang_on_cpu IN.safetensors CONFIG.json OUT.safetensors OUT.json`, with the CPU
 engine's stand-ins on the path. Of each tensor `NAME.blocks` of the input: `NAME.numbers` and `NAME.scales`, as its
-reference makes them, and `NAME.numbers2` and `NAME.scales2`, by the one whose scales are powers of two. Of each pair
-`NAME.weight`, `NAME.weight_scale_inv`: the hash that its weight checker has for them. Of the config: which modules it
-would leave as they are.
+reference makes them. Of each pair `NAME.weight`, `NAME.weight_scale_inv`: the hash that its weight checker has for
+them. Of the config: which modules it would leave as they are.
 """
 
 import json
@@ -13,7 +12,6 @@ from pathlib import Path
 
 from safetensors.torch import load_file, save_file
 from sglang.benchmark import deepseek_utils
-from sglang.srt.layers.quantization import fp8_utils
 from sglang.srt.layers.quantization.fp8 import Fp8Config
 from sglang.srt.layers.quantization.utils import is_layer_skipped
 from sglang.srt.utils.weight_checker import _hash_tensor
@@ -27,8 +25,6 @@ def main(tensors: Path, question: Path, made: Path, said: Path) -> None:
     for name in (name for name in given if name.endswith(".blocks")):
         numbers, scales = deepseek_utils.per_block_cast_to_fp8(given[name])
         results |= {name.replace("blocks", "numbers"): numbers, name.replace("blocks", "scales"): scales.contiguous()}
-        numbers, scales = fp8_utils.per_block_cast_to_fp8(given[name])
-        results |= {name.replace("blocks", "numbers2"): numbers, name.replace("blocks", "scales2"): scales.contiguous()}
     pairs = [name for name in given if name.endswith(".weight")]
     hashes = {n: _hash_tensor(Fp8BlockComparable(given[n], given[f"{n}_scale_inv"]).dequantize().data) for n in pairs}
     asked = json.loads(question.read_text())

@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from services.rollout.launch_engine import CPU_SHIM, ROOT
-from services.trainer.fp8_blocks import from_blocks, to_blocks
+from services.trainer.fp8_blocks import to_blocks
 from services.trainer.quantise_weights import quantised
 from services.trainer.weight_hashes import engine_checksums
 from shared.fp8_checkpoint import fp8_weights, quantization_config
@@ -78,19 +78,11 @@ def sglang(tmp_path_factory: pytest.TempPathFactory) -> Answers:
     return Answers(load_file(folder / "out.safetensors"), json.loads((folder / "out.json").read_text()))
 
 
-@pytest.mark.parametrize(("powers", "mark"), [(False, ""), (True, "2")], ids=["float32", "powers of two"])
 @pytest.mark.parametrize("name", MATRICES)
-def test_blocks_are_those_of_the_reference_bit_for_bit(sglang: Answers, name: str, powers: bool, mark: str) -> None:
-    numbers, scales = to_blocks(MATRICES[name], powers)
-    assert torch.equal(numbers.view(torch.uint8), sglang.made[f"{name}.numbers{mark}"].view(torch.uint8))
-    assert torch.equal(scales, sglang.made[f"{name}.scales{mark}"])
-
-
-@pytest.mark.parametrize("name", MATRICES)
-def test_an_engine_that_makes_scales_powers_of_two_changes_nothing_where_they_are(sglang: Answers, name: str) -> None:
-    """It makes blocks anew of what they stand for."""
-    meant = from_blocks(*to_blocks(MATRICES[name], powers=True))
-    assert torch.equal(from_blocks(*to_blocks(meant, powers=True)), meant)
+def test_blocks_are_those_of_the_reference_bit_for_bit(sglang: Answers, name: str) -> None:
+    numbers, scales = to_blocks(MATRICES[name])
+    assert torch.equal(numbers.view(torch.uint8), sglang.made[f"{name}.numbers"].view(torch.uint8))
+    assert torch.equal(scales, sglang.made[f"{name}.scales"])
 
 
 def test_the_hashes_of_fused_matrices_are_those_of_the_weight_checker(sglang: Answers) -> None:
