@@ -1,16 +1,18 @@
 """Named parameters -> those of a block-fp8 checkpoint: some as fp8 with their scales, the others as they are."""
 
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 
 import torch
 
 from services.trainer.fp8_blocks import to_blocks
 from services.trainer.learner import Learner
-from shared.fp8_checkpoint import FP8, fp8_weights, scale_name
+from shared.fp8_checkpoint import BLOCK, FP8, fp8_weights, scale_name
 from shared.messages import TensorSpec
 from shared.run_settings import WeightSettings
 
 Named = tuple[str, torch.Tensor]
+TOGETHER = 2**25
+"""Numbers of small matrices that are quantised at once: one by one, kernels take longer to start than to run."""
 
 
 def published_weights(learner: Learner, weights: WeightSettings) -> Callable[[], Iterable[Named]]:
@@ -42,14 +44,29 @@ class Fp8Form:
 
 
 def quantised(named: Iterable[Named], names: Collection[str]) -> Iterator[Named]:
-    """Those of `names` as fp8, each followed by its scales."""
+    """Those of `names` as fp8, with their scales; small ones wait for others of as many columns."""
+    waiting: dict[int, list[Named]] = {}
     for name, tensor in named:
         if name not in names:
             yield name, tensor
             continue
-        numbers, scales = to_blocks(tensor)
-        yield name, numbers
-        yield scale_name(name), scales
+        rows, columns = tensor.shape
+        waiting.setdefault(columns, []).append((name, tensor))
+        if rows % BLOCK or sum(each.numel() for _, each in waiting[columns]) >= TOGETHER:
+            yield from _quantised_together(waiting.pop(columns))
+    for group in waiting.values():
+        yield from _quantised_together(group)
+
+
+def _quantised_together(group: Sequence[Named]) -> Iterator[Named]:
+    """Matrices one below the other; those before the last end with a whole block."""
+    tensors = [tensor for _, tensor in group]
+    numbers, scales = to_blocks(torch.cat(tensors) if len(tensors) > 1 else tensors[0])
+    rows = [tensor.shape[0] for tensor in tensors]
+    parts = zip(numbers.split(rows), scales.split([-(-count // BLOCK) for count in rows]), strict=True)
+    for (name, _), (own, of_own) in zip(group, parts, strict=True):
+        yield name, own
+        yield scale_name(name), of_own
 
 
 def as_announced(named: Iterable[Named], buckets: Iterable[Iterable[TensorSpec]]) -> Iterator[Named]:

@@ -14,9 +14,9 @@ from typer.testing import CliRunner
 from services.rollout.host_copy import HostCopy
 from services.rollout.version_chain import VersionChain
 from services.trainer.compare_replay import against_version
-from services.trainer.fp8_blocks import from_blocks
+from services.trainer.fp8_blocks import from_blocks, to_blocks
 from services.trainer.quantise_model import quantise_model
-from services.trainer.quantise_weights import Fp8Form, Named
+from services.trainer.quantise_weights import Fp8Form, Named, quantised
 from services.trainer.stage_weights import Stage
 from services.trainer.tiny_model import TinyShape, write_tiny_model
 from services.trainer.weight_hashes import checksum, engine_checksums
@@ -41,7 +41,7 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(autouse=True)
 def _reads_fp8(monkeypatch: pytest.MonkeyPatch) -> None:
-    """On a CPU, where transformers makes bfloat16 of it; it asks for accelerate all the same, and uses nothing of it."""
+    """On a CPU, where transformers makes bfloat16 of it; it asks for accelerate, and uses nothing of it."""
     monkeypatch.setattr("transformers.quantizers.quantizer_finegrained_fp8.is_accelerate_available", lambda: True)
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
@@ -179,3 +179,18 @@ def test_a_folder_is_quantised_as_versions_are(source: Path, tmp_path: Path) -> 
         quantise_model(tmp_path / "fp8", tmp_path / "again")
     with pytest.raises(SluiceError, match="is no Hugging Face folder"):
         quantise_model(tmp_path, tmp_path / "again")
+
+
+@pytest.mark.parametrize("together", [1, 60_000, 10**9])
+def test_matrices_that_are_quantised_together_are_what_each_is_alone(
+    monkeypatch: pytest.MonkeyPatch, together: int
+) -> None:
+    monkeypatch.setattr("services.trainer.quantise_weights.TOGETHER", together)
+    shapes = [(128, 256), (256, 128), (130, 256), (384, 256), (128, 128), (5, 128), (256, 256)]
+    named = [(f"layers.{index}.weight", torch.randn(shape).bfloat16()) for index, shape in enumerate(shapes)]
+    found = dict(quantised(named, {name for name, _ in named}))
+    assert len(found) == 2 * len(shapes)
+    for name, tensor in named:
+        numbers, scales = to_blocks(tensor)
+        assert same(found[name], numbers)
+        assert torch.equal(found[f"{name}_scale_inv"], scales)
