@@ -31,23 +31,38 @@ from services.trainer.stage_weights import Staged
 from shared.enrolment import read_part
 from shared.logs import Log
 from shared.run_settings import EngineSettings, ModelSettings, WeightSettings
-from shared.runs import HEARTBEAT_S, announce
+from shared.runs import HEARTBEAT_S, announce, withdraw
 from shared.tasks import end
 from shared.topology import Keys
 
 RUN, NAME = "pause", "engine"
-HEALTHY_S, BEGUN_S, ENDED_S = 400.0, 60.0, 120.0
-WARM_S, GAP_S = 4.0, 1.5
-"""Seconds of load before the first version, and between two."""
-HALTED = ("pause", "load", "flush", "prove", "resume")
-PHASES = ("stage", "hash", "enrol", "connect", "broadcast", "lend", *HALTED, "halted")
+HEALTHY_S, ENDED_S, LOOK_S = 400.0, 120.0, 0.05
+WARM_S, GAP_S = 1.0, 1.5
+"""Seconds from the first token of every request to the first version, and between two."""
+HALTED = frozenset(("pause", "ready", "load", "flush", "prove", "resume"))
+"""Phases in which the engine is paused; updates in place are proven after it has resumed."""
+PHASES = (
+    "stage",
+    "hash",
+    "enrol",
+    "connect",
+    "broadcast",
+    "lend",
+    "pause",
+    "ready",
+    "load",
+    "flush",
+    "prove",
+    "resume",
+)
 
 
 class UpdatedEngine:
     """The trainer's side of an engine: versions, one after the other."""
 
-    def __init__(self, redis: Redis, publisher: WeightPublisher, weights: Weights) -> None:
+    def __init__(self, redis: Redis, publisher: WeightPublisher, weights: Weights, mode: str) -> None:
         self._redis, self._publisher, self._weights, self._version = redis, publisher, weights, -1
+        self._halted = HALTED - {"prove"} if mode == "in_place" else HALTED
         self.unverified = 0
         """Most parameters of a version that could not be compared."""
 
@@ -64,9 +79,9 @@ class UpdatedEngine:
         part = await read_part(self._redis, Keys(RUN), self._version, NAME)
         assert part is not None, "who is done has said so"
         self.unverified = max(self.unverified, abs(part.unverified))
-        halted = sum(part.seconds[phase] for phase in HALTED)
+        halted = sum(value for phase, value in part.seconds.items() if phase in self._halted)
         seconds = {**report.seconds, **part.seconds, "stage": stage_s, "halted": halted}
-        return staged, {phase: seconds[phase] for phase in PHASES if phase in seconds}
+        return staged, {phase: seconds[phase] for phase in (*PHASES, "halted") if phase in seconds}
 
 
 @dataclass
@@ -96,22 +111,25 @@ def spread(values: list[float]) -> dict[str, float]:
 
 @contextlib.asynccontextmanager
 async def running_engine(
-    redis: Redis, folder: Path, device: torch.device, options: argparse.Namespace
-) -> AsyncGenerator[str]:
-    """The address of a healthy engine that follows the versions of RUN."""
+    redis: Redis, folder: Path, device: torch.device, options: argparse.Namespace, name: str = NAME
+) -> AsyncGenerator[EngineProcess]:
+    """A healthy engine that follows the versions of RUN."""
     given = {"base_gpu_id": device.index, **options.server_args} if device.type == "cuda" else options.server_args
     settings = EngineSettings(device=device.type, update_mode=options.mode, server_args={"stream_interval": 1, **given})
     model = ModelSettings(path=str(folder), dtype="bfloat16" if device.type == "cuda" else "float32")
     weights = WeightSettings(quantization=options.quantization)
     plan = plan_engine(model, settings, "127.0.0.1", free_port(), 0, weights)
-    log = options.engine_log or Path(tempfile.mkdtemp()) / "engine.log"
+    log = options.engine_log or Path(tempfile.mkdtemp()) / f"{name}.log"
     process = EngineProcess(plan, log)
     try:
         await process.wait_healthy(HEALTHY_S)
-        update = EngineUpdate(process.calls, options.mode, device.type)
-        puller = WeightPuller(redis, RUN, EngineIdentity(NAME, process.incarnation, plan.ranks), update, Log("engine"))
-        tasks = [asyncio.create_task(_stay_up(redis)), asyncio.create_task(puller.follow(_nothing, _failed))]
-        yield plan.url
+        update = EngineUpdate(process.calls, options.mode, device.type, plan.shares_prefixes)
+        puller = WeightPuller(redis, RUN, EngineIdentity(name, process.incarnation, plan.ranks), update, Log("engine"))
+        tasks = [
+            asyncio.create_task(_stay_up(redis, name, process)),
+            asyncio.create_task(puller.follow(_nothing, _failed)),
+        ]
+        yield process
         await end(*tasks)
     finally:
         await asyncio.to_thread(process.stop)
@@ -128,7 +146,7 @@ async def busy(address: str, folder: Path, options: argparse.Namespace, load: Lo
     process = context.Process(target=keep_busy, args=(theirs, address, shape), daemon=True)
     process.start()
     try:
-        assert await asyncio.to_thread(orders.poll, BEGUN_S), "the requests do not begin"
+        assert await asyncio.to_thread(orders.poll, ENDED_S), "no tokens come"
         orders.recv()
         await asyncio.sleep(WARM_S)
         yield
@@ -154,10 +172,15 @@ def written_model(folder: Path, named: Named, to: Path) -> Path:
     return to
 
 
-async def _stay_up(redis: Redis) -> None:
-    while True:
-        await announce(redis, RUN, f"engine-up/{NAME}")
-        await asyncio.sleep(HEARTBEAT_S)
+async def _stay_up(redis: Redis, name: str, process: EngineProcess) -> None:
+    """Be there for the trainer while the engine lives, as its sidecar is."""
+    announced = 0.0
+    while process.alive:
+        if time.monotonic() - announced > HEARTBEAT_S:
+            await announce(redis, RUN, f"engine-up/{name}")
+            announced = time.monotonic()
+        await asyncio.sleep(LOOK_S)
+    await withdraw(redis, RUN, f"engine-up/{name}")
 
 
 async def _failed() -> None:

@@ -76,14 +76,14 @@ async def measure(folder: Path, transport: str, options: argparse.Namespace) -> 
         redis = connect(url)
         publisher = make_publisher(redis, RUN, transport, options)
         try:
-            async with running_engine(redis, folder, engine, options) as address:
-                updated = UpdatedEngine(redis, publisher, weights)
+            async with running_engine(redis, folder, engine, options) as process:
+                updated = UpdatedEngine(redis, publisher, weights, options.mode)
                 staged, first = await updated.next()
                 if options.compare_logprobs:
-                    gap = await logprob_gap(address, folder, staged.buckets.tensors, trainer)
+                    gap = await logprob_gap(process.plan.url, folder, staged.buckets.tensors, trainer)
                 for _ in range(options.versions):
                     idle.add((await updated.next())[1])
-                async with busy(address, folder, options, load):
+                async with busy(process.plan.url, folder, options, load):
                     for _ in range(options.versions):
                         begun = time.monotonic()
                         loaded.add((await updated.next())[1])

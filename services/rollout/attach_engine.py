@@ -34,7 +34,7 @@ class AttachedEngine:
 
     def __init__(self, url: str, facts: ServerFacts, calls: EngineCalls) -> None:
         self.url, self.device, self.ranks, self.calls = url, facts.device, facts.ranks, calls
-        self.incarnation = secrets.token_hex(4)
+        self.shares_prefixes, self.incarnation = facts.shares_prefixes, secrets.token_hex(4)
 
     async def watch(self) -> None:
         """Returns never; EngineDied when nothing listens there, it has not answered for UNHEALTHY_S, or was restarted.

@@ -43,6 +43,8 @@ class ServerFacts:
     device: str
     ranks: int
     """Processes that hold a part of the weights."""
+    shares_prefixes: bool
+    """Whether a request may use what another one has cached."""
     other: tuple[str, ...]
     """Those of the run's engine.server_args that the server has another value of: its owner chose it."""
 
@@ -64,7 +66,8 @@ async def check_attached(
             raise EngineUnfit(f"the engine at {url} has no {path}; start an SGLang of release 0.5.17 or later")
     ranks, given = int(server.get("tp_size") or 1), engine.server_args
     other = tuple(sorted(name for name in given if name in server and server[name] != given[name]))
-    return ServerFacts(str(server["version"]), str(about["model_path"]), str(server.get("device")), ranks, other)
+    release, path, device = str(server["version"]), str(about["model_path"]), str(server.get("device"))
+    return ServerFacts(release, path, device, ranks, not server.get("disable_radix_cache"), other)
 
 
 def problems(

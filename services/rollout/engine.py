@@ -66,7 +66,8 @@ class Sidecar:
     async def _serve_life(self, serving: Serving, lives: Lives, seat: RouterSeat) -> None:
         """Serve with one life of the engine until that or the run ends."""
         place, mode, engine = serving.place, serving.record.settings.engine.update_mode, await lives.start()
-        update = EngineUpdate(engine.calls, mode, engine.device, _incoming_files(serving, engine.calls))
+        files = _incoming_files(serving, engine.calls)
+        update = EngineUpdate(engine.calls, mode, engine.device, engine.shares_prefixes, files)
         identity = EngineIdentity(place.name, engine.incarnation, engine.ranks)
         puller = WeightPuller(serving.redis, serving.run, identity, update, place.log)
         tasks = [

@@ -78,6 +78,11 @@ class EnginePlan:
         """Processes that hold a part of the weights."""
         return int(self.arguments.get("tp_size", 1))
 
+    @property
+    def shares_prefixes(self) -> bool:
+        """Whether a request may use what another one has cached."""
+        return not self.arguments.get("disable_radix_cache")
+
 
 def plan_engine(
     model: ModelSettings,

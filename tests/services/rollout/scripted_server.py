@@ -124,11 +124,13 @@ Start = Callable[..., contextlib.AbstractAsyncContextManager[Sidecar]]
 
 
 @contextlib.asynccontextmanager
-async def following(redis: Redis, server: Server | None = None, mode: str = "retract") -> AsyncGenerator[Sidecar]:
+async def following(
+    redis: Redis, server: Server | None = None, mode: str = "retract", shares_prefixes: bool = True
+) -> AsyncGenerator[Sidecar]:
     """A sidecar that follows the announcements of the run."""
     server = server or Server()
     calls = EngineCalls("http://engine", httpx.MockTransport(server.answer))
-    update = EngineUpdate(calls, mode, "cpu")
+    update = EngineUpdate(calls, mode, "cpu", shares_prefixes)
     puller = WeightPuller(redis, RUN, EngineIdentity(NAME, "life-1", 1), update, Log("engine"))
     sidecar = Sidecar(redis, server, update)
     sidecar.task = asyncio.create_task(puller.follow(sidecar.on_proven, sidecar.on_failed))

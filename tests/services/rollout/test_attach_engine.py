@@ -79,7 +79,7 @@ def model(tmp_path: Path) -> ModelSettings:
 async def test_a_server_that_fits_says_what_the_sidecar_has_to_know(model: ModelSettings) -> None:
     engine = EngineSettings(server_args={"mem_fraction_static": 0.8, "tp_size": 2})
     facts = await check_attached(Server().calls(), URL, model, engine, WeightSettings())
-    assert facts == ServerFacts("0.5.23", "/their/model", "cpu", 2, ("mem_fraction_static",))
+    assert facts == ServerFacts("0.5.23", "/their/model", "cpu", 2, True, ("mem_fraction_static",))
 
 
 @pytest.mark.parametrize(
@@ -180,7 +180,7 @@ def attached(monkeypatch: pytest.MonkeyPatch) -> tuple[Server, AttachedEngine]:
     monkeypatch.setattr("services.rollout.attach_engine.LOOK_S", 0.01)
     monkeypatch.setattr("services.rollout.attach_engine.UNHEALTHY_S", 0.1)
     server = Server()
-    return server, AttachedEngine(URL, ServerFacts("0.5.23", "/their/model", "cpu", 1, ()), server.calls())
+    return server, AttachedEngine(URL, ServerFacts("0.5.23", "/their/model", "cpu", 1, True, ()), server.calls())
 
 
 async def test_a_server_that_was_restarted_between_two_looks_is_another_one(

@@ -186,13 +186,33 @@ async def test_requests_that_forbid_a_flush_are_ended_with_what_they_have(start:
     ]
 
 
-async def test_in_place_updates_do_not_flush(start: Start) -> None:
+async def test_what_is_not_shared_between_requests_needs_no_flush(start: Start) -> None:
+    async with start(shares_prefixes=False) as sidecar:
+        await sidecar.announce(1, "g1")
+        await sidecar.go(1, "g1")
+        await sidecar.reaches(1, "done")
+    assert sidecar.server.calls == [call for call in UPDATE if call != "/flush_cache"]
+
+
+async def test_in_place_updates_do_not_flush_and_are_proven_once_requests_go_on(start: Start) -> None:
     async with start(mode="in_place") as sidecar:
         await sidecar.announce(1, "g1")
         await sidecar.go(1, "g1")
         await sidecar.reaches(1, "done")
+    assert sidecar.server.calls[-3:] == ["/end_weight_update", "/continue_generation", "/weights_checker"]
     assert "/flush_cache" not in sidecar.server.calls
     assert {"mode": "in_place"} in sidecar.server.bodies
+
+
+async def test_an_engine_that_went_on_with_wrong_weights_is_paused_again_and_given_up(start: Start) -> None:
+    server = Server(hashes={**HASHES, "lm_head.weight": "xx"})
+    async with start(server, mode="in_place") as sidecar:
+        await sidecar.announce(1, "g1")
+        await sidecar.go(1, "g1")
+        assert "1 of 2 tensors differ" in (await sidecar.reaches(1, "failed")).reason
+        assert server.calls[-2:] == ["/weights_checker", "/pause_generation"]
+        assert sidecar.update.mixed
+        assert (sidecar.proven, len(sidecar.failures)) == (0, 1)
 
 
 async def test_tensors_without_a_prediction_are_counted_as_unverified(start: Start) -> None:
