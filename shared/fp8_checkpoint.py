@@ -39,8 +39,9 @@ def fp8_weights(shapes: Shapes, not_converted: Collection[str] = ()) -> frozense
         not_converted: modules that stay as they are, with all in them: `model.layers.0` or `self_attn`, for example.
 
     Raises:
-        RunRejected: there are none.
+        RunRejected: there are none, or nothing of the model has a name that was given.
     """
+    _check_named(shapes, not_converted)
     held: dict[str, list[str]] = {}
     for name in shapes:
         if LAYER.match(name) and name.endswith(WEIGHT):
@@ -81,6 +82,15 @@ def is_converted(weight: str, not_converted: Iterable[str]) -> bool:
     """Whether a checkpoint whose config lists these modules holds the matrix as fp8, as SGLang reads the list."""
     module = f".{weight.removesuffix(WEIGHT).removeprefix('model.')}."
     return not any(f".{name.strip('.').removeprefix('model.')}." in module for name in not_converted)
+
+
+def _check_named(shapes: Shapes, not_converted: Collection[str]) -> None:
+    for name in not_converted:
+        if name != HEAD and all(is_converted(weight, [name]) for weight in shapes):
+            raise RunRejected(
+                f"weights.modules_to_not_convert has {name!r}, and no module of this model has that name; write whole"
+                " parts of names, such as model.layers.0 or o_proj"
+            )
 
 
 def _holder(weight: str) -> str:

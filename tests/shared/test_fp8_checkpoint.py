@@ -90,3 +90,9 @@ def test_modules_that_are_named_stay_as_they_are(given: str, expected: int) -> N
 def test_a_model_without_such_matrices_is_refused() -> None:
     with pytest.raises(RunRejected, match=r'could be fp8 .* write weights\.quantization = "none"'):
         fp8_weights({"model.embed_tokens.weight": (512, 128), "model.layers.0.mlp.up_proj.weight": (100, 100)})
+
+
+def test_a_module_that_the_model_has_not_is_refused_and_all_that_published_configs_list_is_taken() -> None:
+    fp8_weights(shapes(), ["lm_head", "model.layers.1.input_layernorm", "model.embed_tokens"])
+    with pytest.raises(RunRejected, match="has 'o_pro', and no module of this model has that name"):
+        fp8_weights(shapes(), ["q_proj", "o_pro"])
