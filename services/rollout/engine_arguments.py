@@ -9,9 +9,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from services.rollout.fp8_engine import fp8_arguments
 from shared.errors import RunRejected
 from shared.loopback import is_loopback
-from shared.run_settings import EngineSettings, ModelSettings
+from shared.run_settings import EngineSettings, ModelSettings, WeightSettings
 
 RESERVED = {
     "model_path": "write model.path",
@@ -83,8 +84,18 @@ class EnginePlan:
         return not self.arguments.get("disable_radix_cache")
 
 
-def plan_engine(model: ModelSettings, engine: EngineSettings, host: str, port: int, index: int) -> EnginePlan:
+def plan_engine(
+    model: ModelSettings,
+    engine: EngineSettings,
+    host: str,
+    port: int,
+    index: int,
+    weights: WeightSettings | None = None,
+) -> EnginePlan:
     """The plan of engine number `index` of this node.
+
+    Args:
+        weights: how versions come, if they may be quantised.
 
     Raises:
         RunRejected: no such model or device, or a server argument that SGLang does not have or that is reserved.
@@ -109,10 +120,24 @@ def plan_engine(model: ModelSettings, engine: EngineSettings, host: str, port: i
         **STREAM_ARGUMENTS,
         **defaults,
         **engine.server_args,
+        **_of_quantised(model, engine, device, weights),
     }
     extra = CPU_ENVIRONMENT if device == "cpu" else CUDA_ENVIRONMENT
     loopback = {"GLOO_SOCKET_IFNAME": "lo"} if is_loopback(host) else {}
     return EnginePlan(host, port, device, arguments, {**ENVIRONMENT, **extra, **loopback})
+
+
+def _of_quantised(
+    model: ModelSettings, engine: EngineSettings, device: str, weights: WeightSettings | None
+) -> dict[str, Any]:
+    if weights is None or weights.quantization == "none":
+        return {}
+    if device == "cpu":
+        raise RunRejected(
+            'weights.quantization is "fp8", which SGLang serves on a GPU, and this engine is on a CPU; write'
+            ' quantization = "none"'
+        )
+    return fp8_arguments(model, engine.server_args, weights)
 
 
 def find_device(wanted: str, devices: Path = Path("/dev")) -> str:
