@@ -20,7 +20,7 @@ from services.rollout.engine_update import EngineUpdate
 from services.rollout.launch_engine import EngineProcess
 from services.rollout.pull_weights import EngineIdentity, WeightPuller
 from shared.logs import Log
-from shared.run_settings import EngineSettings, ModelSettings
+from shared.run_settings import EngineSettings, ModelSettings, WeightSettings
 from shared.runs import HEARTBEAT_S, announce
 from shared.tasks import end
 
@@ -77,7 +77,8 @@ async def engine_in_turns(
         device=device.type, update_mode=options.mode, server_args={"stream_interval": 1, **options.server_args}
     )
     model = ModelSettings(path=str(folder), dtype="bfloat16")
-    plan = plan_engine(model, settings, "127.0.0.1", free_port(), 0, takes_turns=True)
+    weights = WeightSettings(transport="ipc", memory="turns")
+    plan = plan_engine(model, settings, "127.0.0.1", free_port(), 0, weights)
     log_file = options.engine_log or Path(tempfile.mkdtemp()) / "engine.log"
     process = OneProcess(plan, log_file, options.engine_command)
     memory, engine = TakeTurns(redis, RUN, NAME, process, Log("engine")), EngineInTurns(plan.url, asyncio.Event())

@@ -131,7 +131,7 @@ def main(given: Sequence[str] | None = None) -> None:
     parser.add_argument("--staging", choices=("auto", "device", "host"), default="auto")
     parser.add_argument("--server-args", type=json.loads, default={}, help="fields of ServerArgs, as JSON")
     parser.add_argument("--json", type=Path, help="where to write the rows")
-    parser.set_defaults(engine_log=None, transport="broadcast")
+    parser.set_defaults(engine_log=None, transport="broadcast", quantization="none")
     options = parser.parse_args(given)
     kills = asyncio.run(measure(options))
     sys.stdout.write("".join(f"{kill}\n" for kill in kills))

@@ -78,12 +78,12 @@ class Attached:
         Raises:
             RunRejected: the run is starting, and the server does not fit it.
         """
-        told = ""
+        told, settings = "", self._settings
         while True:
             calls = EngineCalls(self.url, health=INFO)
             try:
-                facts = await check_attached(calls, self.url, self._settings.model, self._settings.engine)
-                await check_reach(self.url, self._settings.weights)
+                facts = await check_attached(calls, self.url, settings.model, settings.engine, settings.weights)
+                await check_reach(self.url, settings.weights)
             except (EngineAway, EngineUnfit) as error:
                 await calls.close()
                 if self._starting and isinstance(error, EngineUnfit):

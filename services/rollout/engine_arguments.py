@@ -9,9 +9,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from services.rollout.fp8_engine import fp8_arguments
 from shared.errors import RunRejected
 from shared.loopback import is_loopback
-from shared.run_settings import EngineSettings, ModelSettings
+from shared.run_settings import EngineSettings, ModelSettings, WeightSettings
 
 RESERVED = {
     "model_path": "write model.path",
@@ -86,12 +87,17 @@ class EnginePlan:
 
 
 def plan_engine(
-    model: ModelSettings, engine: EngineSettings, host: str, port: int, index: int, takes_turns: bool = False
+    model: ModelSettings,
+    engine: EngineSettings,
+    host: str,
+    port: int,
+    index: int,
+    weights: WeightSettings | None = None,
 ) -> EnginePlan:
     """The plan of engine number `index` of this node.
 
     Args:
-        takes_turns: the engine has to be able to give its GPU's memory away. On a CPU it can, and gives none.
+        weights: how versions come, if they may be quantised, or the engine has to give its GPU's memory away in turns.
 
     Raises:
         RunRejected: no such model or device, or a server argument that SGLang does not have or that is reserved; or it
@@ -108,7 +114,7 @@ def plan_engine(
         # The cache cannot be flushed around requests that keep running, and a later request must not reuse it.
         defaults = {**defaults, "disable_radix_cache": True}
     extra = CPU_ENVIRONMENT if device == "cpu" else CUDA_ENVIRONMENT
-    if takes_turns and device != "cpu":
+    if weights is not None and weights.memory == "turns" and device != "cpu":
         _check_saver()
         defaults, extra = {**defaults, "enable_memory_saver": True}, {**extra, **SAVER_ENVIRONMENT}
     arguments = {
@@ -121,9 +127,23 @@ def plan_engine(
         **STREAM_ARGUMENTS,
         **defaults,
         **engine.server_args,
+        **_of_quantised(model, engine, device, weights),
     }
     loopback = {"GLOO_SOCKET_IFNAME": "lo"} if is_loopback(host) else {}
     return EnginePlan(host, port, device, arguments, {**ENVIRONMENT, **extra, **loopback})
+
+
+def _of_quantised(
+    model: ModelSettings, engine: EngineSettings, device: str, weights: WeightSettings | None
+) -> dict[str, Any]:
+    if weights is None or weights.quantization == "none":
+        return {}
+    if device == "cpu":
+        raise RunRejected(
+            'weights.quantization is "fp8", which SGLang serves on a GPU, and this engine is on a CPU; write'
+            ' quantization = "none"'
+        )
+    return fp8_arguments(model, engine.server_args, weights)
 
 
 def find_device(wanted: str, devices: Path = Path("/dev")) -> str:

@@ -21,6 +21,7 @@ from services.trainer.load_model import choose_device
 from services.trainer.loop import TrainingLoop
 from services.trainer.memory_turns import ask_for_memory, take_turns
 from services.trainer.publish_versions import CountedVersions, PublishedVersions, Publisher
+from services.trainer.quantise_weights import published_weights
 from services.trainer.recorded_run import note_run, own_folder, owner_of
 from services.trainer.retention import Retention
 from services.trainer.roll_back import GoBack
@@ -100,9 +101,9 @@ async def prepare_run(
     is_stopping = partial(_is_stopping, Runs(redis), serving.run, await_redis)
     gate = EvaluationGate(redis, settings, is_stopping, await_redis, log)
     publisher = open_publisher(serving, ledger) if settings.kind == "rl" else None
-    counted = CountedVersions(ledger, await_redis)
+    weights, counted = published_weights(learner, settings.weights), CountedVersions(ledger, await_redis)
     memory = take_turns(engines, learner, device, compute)
-    versions = PublishedVersions(publisher, learner, compute, gate, position.told, memory) if publisher else counted
+    versions = PublishedVersions(publisher, weights, compute, gate, position.told, memory) if publisher else counted
     writer = CheckpointWriter(checkpoints, compute, log)
     archive = StepArchive(redis, keys, ledger, folder) if settings.trainer.archive else None
     loop = TrainingLoop(

@@ -1,6 +1,7 @@
 """Server arguments are those of the installed SGLang; wrong names, models and devices are refused with a hint."""
 
 import importlib.util
+import json
 from importlib.machinery import ModuleSpec
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,9 @@ import pytest
 
 from services.rollout.engine_arguments import EnginePlan, find_device, plan_engine, server_arguments
 from shared.errors import RunRejected
-from shared.run_settings import EngineSettings, ModelSettings
+from shared.messages import TensorSpec
+from shared.run_settings import EngineSettings, ModelSettings, WeightSettings
+from shared.safetensors_file import header_of
 
 
 @pytest.fixture
@@ -78,17 +81,56 @@ def test_equal_settings_make_equal_plans(model: ModelSettings) -> None:
     assert plan(model, tp_size=1) != plan(model, tp_size=2)
 
 
+def test_an_engine_for_versions_in_fp8_has_room_for_them_and_loads_nothing(
+    model: ModelSettings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("services.rollout.engine_arguments.find_device", lambda wanted: "cuda")
+    specs = [TensorSpec(f"model.layers.0.mlp.{n}_proj.weight", "float32", [256, 128]) for n in ("gate", "up")]
+    head = TensorSpec("lm_head.weight", "float32", [64, 128])
+    (Path(model.path) / "model.safetensors").write_bytes(header_of([*specs, head]))
+    engine = EngineSettings(server_args={"json_model_override_args": '{"max_position_embeddings": 64}'})
+    fp8 = WeightSettings(quantization="fp8")
+    arguments = plan_engine(model, engine, "127.0.0.1", 8310, 0, fp8).arguments
+    assert arguments["load_format"] == "dummy"
+    assert json.loads(arguments["json_model_override_args"]) == {
+        "max_position_embeddings": 64,
+        "quantization_config": {
+            "quant_method": "fp8",
+            "activation_scheme": "dynamic",
+            "fmt": "e4m3",
+            "weight_block_size": [128, 128],
+            "modules_to_not_convert": ["lm_head"],
+        },
+    }
+    assert "load_format" not in plan_engine(model, engine, "127.0.0.1", 8310, 0, WeightSettings()).arguments
+
+
+def test_versions_in_fp8_are_refused_where_no_engine_could_take_them(
+    model: ModelSettings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fp8 = WeightSettings(quantization="fp8")
+    with pytest.raises(RunRejected, match="serves on a GPU, and this engine is on a CPU"):
+        plan_engine(model, EngineSettings(device="cpu"), "127.0.0.1", 8310, 0, fp8)
+    monkeypatch.setattr("services.rollout.engine_arguments.find_device", lambda wanted: "cuda")
+    with pytest.raises(RunRejected, match="has no safetensors files"):
+        plan_engine(model, EngineSettings(), "127.0.0.1", 8310, 0, fp8)
+    (Path(model.path) / "model.safetensors").write_bytes(b"")
+    with pytest.raises(RunRejected, match=r"cannot be read: .* give a whole checkpoint"):
+        plan_engine(model, EngineSettings(), "127.0.0.1", 8310, 0, fp8)
+
+
 def test_an_engine_that_takes_turns_is_able_to_give_its_gpu_away(
     model: ModelSettings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    on_cpu = plan_engine(model, EngineSettings(device="cpu"), "127.0.0.1", 8310, 0, takes_turns=True)
+    turns = WeightSettings(transport="ipc", memory="turns")
+    on_cpu = plan_engine(model, EngineSettings(device="cpu"), "127.0.0.1", 8310, 0, turns)
     assert on_cpu == plan(model)  # where nothing can be given away
     monkeypatch.setattr("services.rollout.engine_arguments.find_device", lambda _: "cuda")
     monkeypatch.setattr(importlib.util, "find_spec", lambda _: None)
     with pytest.raises(RunRejected, match=r'pip install torch-memory-saver\), or write memory = "kept"'):
-        plan_engine(model, EngineSettings(), "127.0.0.1", 8310, 0, takes_turns=True)
+        plan_engine(model, EngineSettings(), "127.0.0.1", 8310, 0, turns)
     monkeypatch.setattr(importlib.util, "find_spec", lambda _: ModuleSpec("torch_memory_saver", None))
-    turns = plan_engine(model, EngineSettings(), "127.0.0.1", 8310, 0, takes_turns=True)
+    plan_of_turns = plan_engine(model, EngineSettings(), "127.0.0.1", 8310, 0, turns)
     kept = plan_engine(model, EngineSettings(), "127.0.0.1", 8310, 0)
-    assert turns.arguments == {**kept.arguments, "enable_memory_saver": True}
-    assert turns.environment["SGLANG_MEMORY_SAVER_CUDA_GRAPH"] == "1"
+    assert plan_of_turns.arguments == {**kept.arguments, "enable_memory_saver": True}
+    assert plan_of_turns.environment["SGLANG_MEMORY_SAVER_CUDA_GRAPH"] == "1"

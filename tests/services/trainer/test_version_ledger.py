@@ -62,7 +62,7 @@ async def test_an_engine_that_did_not_get_a_version_is_told_with_the_reason(
     redis: Redis, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("services.trainer.rendezvous.STALL_S", 0.3)
-    monkeypatch.setattr("services.trainer.send_wave.GRACE_S", 0.5)
+    monkeypatch.setattr("services.trainer.send_party.GRACE_S", 0.5)
     publisher = publish_to(redis, update_s=3.0, enrol_s=3.0)
     async with living(ReceivingEngine(redis, RUN, "good"), ReceivingEngine(redis, RUN, "bad", "dies")):
         report = await publisher.publish(publisher.stage(0, 0, weights(0, rows=200_000)))
