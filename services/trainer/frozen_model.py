@@ -3,6 +3,7 @@
 import torch
 
 from services.trainer.backends.shard_model import let_go, shard_model
+from services.trainer.backends.torch_backend import TorchBackend
 from services.trainer.losses.token_loss import Predictions
 from services.trainer.packing import PackedSequences
 from services.trainer.ranks import Ranks
@@ -45,3 +46,14 @@ class FrozenModel:
         """Become a copy of a model of the same shape, sharded alike."""
         for name, own in self.weights().items():
             own.copy_(weights[name])
+
+
+class UntrainedPolicy:
+    """The reference of a policy of which only adapters learn: the same weights, asked without them."""
+
+    def __init__(self, policy: TorchBackend) -> None:
+        self._policy = policy
+
+    def predict(self, packed: list[PackedSequences]) -> list[Predictions]:
+        """See Predictor."""
+        return self._policy.predict_untrained(packed)

@@ -1,0 +1,52 @@
+"""Settings of adapters that do not go together with those of their run, each refused with what to write instead."""
+
+from typing import Any
+
+import pytest
+from pydantic import ValidationError
+
+from shared.run_settings import RunSettings
+from shared.settings import merge
+
+RUN: dict[str, Any] = {
+    "name": "r1",
+    "model": {"path": "m"},
+    "data": {"datasets": [{"name": "sums"}]},
+    "trainer": {"steps": 4},
+}
+REFUSED: dict[str, tuple[dict[str, Any], str]] = {
+    "adapters of no rank": ({"lora": {"alpha": 8}}, r"lora\.alpha has no effect with lora\.rank = 0; write rank = 16"),
+    "adapters of no layer": (
+        {"lora": {"rank": 8, "target_modules": []}},
+        r"target_modules is empty, so nothing learns",
+    ),
+    "a reference that moves": (
+        {"lora": {"rank": 8}, "trainer": {"kl": {"loss_coef": 0.1, "refresh_every": 2}}},
+        r"refresh_every makes the reference a copy of the policy, and with lora\.rank it is the policy without",
+    ),
+    "a reference in the host's memory": (
+        {"lora": {"rank": 8}, "trainer": {"kl": {"loss_coef": 0.1}, "offload_frozen": True}},
+        r"offload_frozen has no effect: with lora\.rank the reference is the policy",
+    ),
+}
+
+
+def run(sections: dict[str, Any]) -> RunSettings:
+    return RunSettings.model_validate(merge(RUN, sections))
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_what_does_not_go_together_is_refused_with_what_to_write(case: str) -> None:
+    sections, sentence = REFUSED[case]
+    with pytest.raises(ValidationError, match=sentence):
+        run(sections)
+
+
+@pytest.mark.parametrize("kind", ["rl", "sft", "dpo"])
+def test_every_kind_of_run_may_have_adapters(kind: str) -> None:
+    assert run({"kind": kind, "lora": {"rank": 8}}).lora.alpha == 32
+
+
+def test_another_reference_may_be_kept_in_the_host_s_memory() -> None:
+    kl = {"loss_coef": 0.1, "reference": "other"}
+    assert run({"lora": {"rank": 8}, "trainer": {"kl": kl, "offload_frozen": True}}).lora.rank == 8
