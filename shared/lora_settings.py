@@ -18,5 +18,11 @@ class LoraSettings(Settings):
         default=["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
     )
     """Linear layers of each decoder layer that get one, by the last part of their names."""
-    publish: Literal["merged"] = "merged"
-    """What engines get of each version: merged, the whole model with the adapters added to it."""
+    publish: Literal["merged", "adapter"] = "merged"
+    """What engines get of each version: the whole model with the adapters added to it, or the adapters alone, by files;
+    then requests in flight end with their version, and nothing waits."""
+
+    @property
+    def is_served(self) -> bool:
+        """Engines serve the adapters beside the model."""
+        return self.rank > 0 and self.publish == "adapter"

@@ -10,10 +10,11 @@ import os
 import socket
 from pathlib import Path
 
+from services.rollout.adapter_update import AdapterUpdate
 from services.rollout.attach_engine import Attached
 from services.rollout.engine_calls import EngineCalls
 from services.rollout.engine_events import EngineEvents
-from services.rollout.engine_life import Lives
+from services.rollout.engine_life import Life, Lives
 from services.rollout.engine_update import EngineUpdate
 from services.rollout.held_process import HeldProcess, Launched
 from services.rollout.host_copy import HostCopy
@@ -65,8 +66,8 @@ class Sidecar:
 
     async def _serve_life(self, serving: Serving, lives: Lives, seat: RouterSeat) -> None:
         """Serve with one life of the engine until that or the run ends."""
-        place, mode, engine = serving.place, serving.record.settings.engine.update_mode, await lives.start()
-        update = EngineUpdate(engine.calls, mode, engine.device, _incoming_files(serving, engine.calls))
+        place, engine = serving.place, await lives.start()
+        update = _update_of(serving, engine)
         identity = EngineIdentity(place.name, engine.incarnation, engine.ranks)
         puller = WeightPuller(serving.redis, serving.run, identity, update, place.log)
         tasks = [
@@ -104,6 +105,15 @@ class Sidecar:
 
 def _events(serving: Serving) -> EngineEvents:
     return EngineEvents(serving.redis, serving.run, serving.place.name, serving.place.log)
+
+
+def _update_of(serving: Serving, engine: Life) -> EngineUpdate | AdapterUpdate:
+    """How versions come into the engine."""
+    files, settings = _incoming_files(serving, engine.calls), serving.record.settings
+    if settings.lora.is_served:
+        assert files is not None, "the run's settings say that adapters come as files"
+        return AdapterUpdate(engine.calls, files)
+    return EngineUpdate(engine.calls, settings.engine.update_mode, engine.device, files)
 
 
 def _incoming_files(serving: Serving, calls: EngineCalls) -> TakeFiles | None:

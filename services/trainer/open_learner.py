@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 
 from services.trainer.algorithm import Algorithm, choose_algorithm
-from services.trainer.backends.adapt_layers import AdapterShape, adapt_layers
+from services.trainer.backends.adapt_layers import adapt_layers, shape_of
 from services.trainer.backends.compile_layers import compile_model
 from services.trainer.backends.recompute_layers import recompute_layers
 from services.trainer.backends.torch_backend import AdamW, TorchBackend
@@ -69,7 +69,7 @@ class _Opening:
         trust, temperature = self._settings.model.trust_remote_code, self._algorithm.temperature
         model = load_policy(self._initial, trust, temperature, self._device, self._algorithm.entropy)
         flops = training_flops(model.core)
-        return self._trained(model, self._initial), flops
+        return self._trained(model, self._initial, self._settings.lora.publish), flops
 
     def _critic(self) -> Trained | None:
         if not self._algorithm.needs_values:
@@ -80,17 +80,15 @@ class _Opening:
         backend = self._trained(ValueModel(body, self._settings.seed), folder)
         return Trained(backend, self._rate(critic.learning_rate))
 
-    def _trained(self, model: ScoringModel, folder: Path) -> TorchBackend:
+    def _trained(self, model: ScoringModel, folder: Path, publish: str = "merged") -> TorchBackend:
         trainer, lora = self._settings.trainer, self._settings.lora
         if lora.rank:
-            adapt_layers(
-                model.core, AdapterShape(lora.rank, lora.alpha, tuple(lora.target_modules)), self._settings.seed
-            )
+            adapt_layers(model.core, shape_of(lora), self._settings.seed)
         if trainer.recompute:
             recompute_layers(model.core)
         if trainer.compile:
             compile_model(model, model.core, trainer.recompute)
-        return TorchBackend(model, self._dtype, adamw_of(self._settings), folder, self._ranks)
+        return TorchBackend(model, self._dtype, adamw_of(self._settings), folder, self._ranks, publish)
 
     def _reference(self) -> Reference | None:
         kl = self._settings.trainer.kl

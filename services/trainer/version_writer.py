@@ -9,6 +9,8 @@ from pathlib import Path
 
 import torch
 
+from services.trainer.backends.adapt_layers import AdapterShape
+from services.trainer.backends.adapter_files import ADAPTER_CONFIG, adapter_config
 from services.trainer.encode_delta import Bytes, encode_piece, pieces_of
 from services.trainer.model_files import model_files
 from services.trainer.stage_weights import Staged
@@ -44,6 +46,19 @@ class RunFiles:
     model: Path
     """Folder of the initial model, for what stands beside the weights."""
     dtype: str
+    adapter: AdapterShape | None = None
+    """Of a run whose versions are adapters of that model alone."""
+
+    @property
+    def stem(self) -> str:
+        """Of the names of the files with weights."""
+        return "adapter_model" if self.adapter else "model"
+
+    def beside(self) -> dict[str, bytes]:
+        """What stands beside the weights in a full version, by name."""
+        if self.adapter is not None:
+            return {ADAPTER_CONFIG: adapter_config(self.adapter, self.model)}
+        return model_files(self.model, self.dtype)
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +93,7 @@ class VersionWriter:
         is_full = in_full or last is None or self._full_every is None or age >= self._full_every
         name = VersionName(self._about.epoch, len(self.names), staged.version, "full" if is_full else "delta")
         with self.store.writing(str(name)) as write, ThreadPoolExecutor(THREADS) as pool:
-            version = _Version(staged, write, pool, self._piece)
+            version = _Version(staged, write, pool, self._piece, self._about.stem)
             if last is None:
                 version.contents = [_on_host(flat, self._full_every is not None) for flat in staged.buckets.flat]
                 delta = None
@@ -124,6 +139,7 @@ class _Version:
     write: Write
     pool: ThreadPoolExecutor
     piece: int
+    stem: str
     contents: list[Bytes] = field(default_factory=list[Bytes])
     """The bytes of each bucket, on the host."""
     frames: dict[str, list[int]] = field(default_factory=dict[str, list[int]])
@@ -145,7 +161,7 @@ class _Version:
 
     def write_model(self, about: RunFiles) -> dict[str, str]:
         """A Hugging Face folder; returns the hash of each file beside the shards."""
-        beside, layout = model_files(about.model, about.dtype), self.staged.buckets.layout
+        beside, layout = about.beside(), self.staged.buckets.layout
         for file, bucket, content in zip(self._files(), layout, self.contents, strict=True):
             self.write(file, [header_of(bucket), content.data])
         if len(layout) > 1:
@@ -189,8 +205,8 @@ class _Version:
     def _files(self) -> list[str]:
         count = len(self.staged.buckets.layout)
         if count == 1:
-            return ["model.safetensors"]
-        return [f"model-{number:05d}-of-{count:05d}.safetensors" for number in range(1, count + 1)]
+            return [f"{self.stem}.safetensors"]
+        return [f"{self.stem}-{number:05d}-of-{count:05d}.safetensors" for number in range(1, count + 1)]
 
     def _index(self) -> bytes:
         layout = self.staged.buckets.layout

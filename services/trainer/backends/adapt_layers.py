@@ -15,6 +15,7 @@ from transformers import PreTrainedModel
 
 from services.trainer.backends.shard_model import decoder_layers
 from shared.errors import RunRejected
+from shared.lora_settings import LoraSettings
 
 A, B = "lora_A", "lora_B"
 
@@ -31,6 +32,10 @@ class AdapterShape:
     @property
     def scale(self) -> float:
         return self.alpha / self.rank
+
+
+def shape_of(lora: LoraSettings) -> AdapterShape:
+    return AdapterShape(lora.rank, lora.alpha, tuple(lora.target_modules))
 
 
 class AdaptedLinear(nn.Linear):

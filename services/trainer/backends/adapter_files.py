@@ -11,7 +11,7 @@ from services.trainer.backends.adapt_layers import A, AdapterShape, B, adapted_l
 
 ADAPTER = "adapter"
 """Of a folder with the whole model: its folder for the adapters alone."""
-TENSORS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
+ADAPTER_TENSORS, ADAPTER_CONFIG = "adapter_model.safetensors", "adapter_config.json"
 PREFIX = "base_model.model."
 
 
@@ -48,5 +48,5 @@ def write_adapters(core: nn.Module, weights: dict[str, torch.Tensor], base: Path
         return
     folder.mkdir()
     tensors = {name: tensor.contiguous() for name, tensor in named_adapters(core, weights).items()}
-    save_file(tensors, folder / TENSORS, metadata={"format": "pt"})
-    (folder / CONFIG).write_bytes(adapter_config(next(iter(layers.values())).adapter, base))
+    save_file(tensors, folder / ADAPTER_TENSORS, metadata={"format": "pt"})
+    (folder / ADAPTER_CONFIG).write_bytes(adapter_config(next(iter(layers.values())).adapter, base))

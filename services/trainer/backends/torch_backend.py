@@ -13,7 +13,7 @@ from transformers.core_model_loading import revert_weight_conversion
 
 from services.trainer.backend import State
 from services.trainer.backends.adapt_layers import merged, without_adapters
-from services.trainer.backends.adapter_files import ADAPTER, write_adapters
+from services.trainer.backends.adapter_files import ADAPTER, named_adapters, write_adapters
 from services.trainer.backends.master_weights import MasterWeights
 from services.trainer.backends.shard_model import let_go, shard_model, whole
 from services.trainer.losses.loss_totals import LossTotals
@@ -43,11 +43,17 @@ class TorchBackend:
     """One device a rank. The same batches and seeds on as many ranks give the same bits on a CPU."""
 
     def __init__(
-        self, model: ScoringModel, dtype: torch.dtype, adamw: AdamW, source: Path, ranks: Ranks | None = None
+        self,
+        model: ScoringModel,
+        dtype: torch.dtype,
+        adamw: AdamW,
+        source: Path,
+        ranks: Ranks | None = None,
+        publish: str = "merged",
     ) -> None:
-        """`model` is float32, on its device; `source` is the folder that it came from."""
+        """`model` is float32, on its device; `source` is the folder that it came from; `publish` as in LoraSettings."""
         self._model = model.eval()  # no dropout: the engine samples without
-        self._ranks, self._dtype, self._source = ranks or OneRank(), dtype, source
+        self._ranks, self._dtype, self._source, self._publish = ranks or OneRank(), dtype, source, publish
         self._max_grad_norm, self._device = adamw.max_grad_norm, model.core.device
         if self._ranks.size > 1:
             shard_model(model, model.core, self._ranks.size, dtype, adamw.offload)
@@ -90,9 +96,15 @@ class TorchBackend:
             return self.predict(packed)
 
     def named_tensors(self) -> Iterator[tuple[str, torch.Tensor]]:
-        """See Backend."""
-        weights = {name: whole(tensor).to(self._dtype) for name, tensor in _core_weights(self._model.core).items()}
-        yield from revert_weight_conversion(self._model.core, merged(self._model.core, weights)).items()
+        """See Backend. Adapters alone are on the CPU: they are small, and there engines keep and hash them."""
+        core = self._model.core
+        if self._publish == "adapter":
+            learned = {name: whole(p.detach()) for name, p in core.named_parameters() if p.requires_grad}
+            small = {name: tensor.to("cpu", self._dtype) for name, tensor in learned.items()}
+            yield from named_adapters(core, small).items()
+            return
+        weights = {name: whole(tensor).to(self._dtype) for name, tensor in _core_weights(core).items()}
+        yield from revert_weight_conversion(core, merged(core, weights)).items()
 
     def state(self) -> State:
         """See Backend. The weights are those in float32, so that any number of ranks has tensors of the same names.
