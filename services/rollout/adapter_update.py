@@ -64,6 +64,8 @@ class AdapterUpdate:
 
 def prove_adapter(expected: dict[str, str], ranks: list[dict[str, str]]) -> None:
     """UpdateFailed unless every rank of the engine, which keeps the adapter whole, has all that was sent."""
+    if not ranks:
+        raise UpdateFailed("the engine showed nothing of the adapter")
     for found in ranks:
         wrong = sorted(name for name in expected.keys() | found.keys() if expected.get(name) != found.get(name))
         if wrong:

@@ -19,16 +19,22 @@ def serve_adapters() -> None:
     with contextlib.suppress(ImportError):
         from sglang.srt.plugins.hook_registry import HookRegistry, HookType  # noqa: PLC0415
 
-        shelf = AdapterShelf()
+        shelf = AdapterShelf(_unload)
         HookRegistry.register(f"{MANAGER}.generate_request", shelf.generate, HookType.AROUND)
         HookRegistry.register(f"{MANAGER}.load_lora_adapter", shelf.load, HookType.AROUND)
+
+
+async def _unload(manager: Any, name: str) -> None:
+    from sglang.srt.managers.io_struct import UnloadLoRAAdapterReqInput  # noqa: PLC0415
+
+    await manager.unload_lora_adapter(UnloadLoRAAdapterReqInput(lora_name=name))
 
 
 class AdapterShelf:
     """The adapters that an engine holds, and how many requests use each of them."""
 
-    def __init__(self) -> None:
-        self._used: Counter[str] = Counter()
+    def __init__(self, unload: Callable[[Any, str], Awaitable[None]]) -> None:
+        self._unload, self._used, self._loaded = unload, Counter[str](), ""
         self._leaving: asyncio.Task[None] | None = None
 
     async def generate(
@@ -54,22 +60,22 @@ class AdapterShelf:
     async def load(self, original: Callable[..., Awaitable[Any]], manager: Any, wanted: Any, *more: Any) -> Any:
         """Load one, and let go of those that are neither the newest nor in use."""
         result = await original(manager, wanted, *more)
-        kept = {wanted.lora_name, manager.config_value("weight_version")}
-        if result.success and (self._leaving is None or self._leaving.done()):
-            self._leaving = asyncio.create_task(self._let_go(manager, kept))
+        if result.success:
+            self._loaded = wanted.lora_name
+            if self._leaving is None or self._leaving.done():
+                self._leaving = asyncio.create_task(self._let_go(manager))
         return result
 
-    async def _let_go(self, manager: Any, kept: set[str]) -> None:
-        from sglang.srt.managers.io_struct import UnloadLoRAAdapterReqInput  # noqa: PLC0415
-
+    async def _let_go(self, manager: Any) -> None:
         registry = manager.lora_registry
         for name, adapter in registry.get_all_adapters().items():
             count = registry._counters[adapter.lora_id].value()
-            if name in kept or not named_adapter(name) or self._used[name] or count > 0:
+            is_kept = name in (self._loaded, manager.config_value("weight_version")) or not named_adapter(name)
+            if is_kept or self._used[name] or count > 0:
                 continue
             if count < 0:  # releases before 0.5.20 count a request for several samples once too often, and would wait
                 registry._counters[adapter.lora_id] = type(registry._counters[adapter.lora_id])()
-            await manager.unload_lora_adapter(UnloadLoRAAdapterReqInput(lora_name=name))
+            await self._unload(manager, name)
             manager.lora_ref_cache.pop(name, None)
             del self._used[name]
 

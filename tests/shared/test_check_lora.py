@@ -14,6 +14,7 @@ RUN: dict[str, Any] = {
     "data": {"datasets": [{"name": "sums"}]},
     "trainer": {"steps": 4},
 }
+SERVED, FILES = {"rank": 8, "publish": "adapter"}, {"transport": "disk"}
 REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "adapters of no rank": ({"lora": {"alpha": 8}}, r"lora\.alpha has no effect with lora\.rank = 0; write rank = 16"),
     "adapters of no layer": (
@@ -28,6 +29,23 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
         {"lora": {"rank": 8}, "trainer": {"kl": {"loss_coef": 0.1}, "offload_frozen": True}},
         r"offload_frozen has no effect: with lora\.rank the reference is the policy",
     ),
+    "adapters in a broadcast": (
+        {"lora": SERVED},
+        r'transport "broadcast" carries whole models; write weights\.transport = "disk"',
+    ),
+    "adapters as deltas": (
+        {"lora": SERVED, "weights": {"transport": "delta"}},
+        r'transport "delta" carries whole models',
+    ),
+    "requests that wait for adapters": (
+        {"lora": SERVED, "weights": FILES, "engine": {"update_mode": "abort"}},
+        r"update_mode is 'abort', and no request waits for an adapter",
+    ),
+    "adapters of parts of what engines keep as one": (
+        {"lora": {**SERVED, "target_modules": ["q_proj", "v_proj"]}, "weights": FILES},
+        r"has q_proj, v_proj, and engines keep q_proj, k_proj, v_proj as one layer",
+    ),
+    "adapters for no engine": ({"kind": "sft", "lora": SERVED}, r"lora\.publish has no effect in a run of kind 'sft'"),
 }
 
 
@@ -50,3 +68,8 @@ def test_every_kind_of_run_may_have_adapters(kind: str) -> None:
 def test_another_reference_may_be_kept_in_the_host_s_memory() -> None:
     kl = {"loss_coef": 0.1, "reference": "other"}
     assert run({"lora": {"rank": 8}, "trainer": {"kl": kl, "offload_frozen": True}}).lora.rank == 8
+
+
+def test_adapters_alone_travel_in_files() -> None:
+    assert run({"lora": SERVED, "weights": FILES}).lora.is_served
+    assert not run({"lora": {"rank": 8}}).lora.is_served
