@@ -12,7 +12,7 @@ from services.trainer.backends.compile_layers import compile_model
 from services.trainer.backends.recompute_layers import recompute_layers
 from services.trainer.backends.torch_backend import AdamW, TorchBackend
 from services.trainer.estimates import Estimators
-from services.trainer.flops import TrainingFlops, training_flops
+from services.trainer.flops import ALL_LEARN, FROZEN, TrainingFlops, training_flops
 from services.trainer.frozen_model import FrozenModel, UntrainedPolicy
 from services.trainer.learner import Learner, RankLearner, Reference
 from services.trainer.load_model import load_causal_lm, load_policy
@@ -68,7 +68,7 @@ class _Opening:
     def _policy(self) -> tuple[TorchBackend, TrainingFlops]:
         trust, temperature = self._settings.model.trust_remote_code, self._algorithm.temperature
         model = load_policy(self._initial, trust, temperature, self._device, self._algorithm.entropy)
-        flops = training_flops(model.core)
+        flops = training_flops(model.core, FROZEN if self._settings.lora.rank else ALL_LEARN)
         return self._trained(model, self._initial, self._settings.lora.publish), flops
 
     def _critic(self) -> Trained | None:
