@@ -35,7 +35,7 @@ class TrainingFlops:
     """Operations of each weight and token."""
 
     def of(self, lengths: Sequence[int]) -> float:
-        """`by_weight` a weight and token; 6 * attention_width * n^2 for the causal attention within a sample of n tokens.
+        """`by_weight` a weight and token, and 6 * attention_width * n^2 for causal attention in a sample of n tokens.
 
         Both products of attention, scores and values, take 2 * width operations for each of the n^2 / 2 pairs
         forward, and twice that backward.
