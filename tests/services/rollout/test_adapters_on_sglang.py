@@ -12,6 +12,10 @@ import torch
 from redis.asyncio import Redis
 from transformers import AutoModelForCausalLM
 
+from services.rollout.generate_group import GroupGenerator
+from services.rollout.model_tokenizer import load_tokenizer
+from services.rollout.router_connections import RouterConnections
+from services.rollout.sampler import Sampler
 from services.trainer.backends.adapt_layers import adapt_layers, merged, shape_of
 from services.trainer.backends.torch_backend import AdamW, TorchBackend
 from services.trainer.load_model import load_policy
@@ -20,7 +24,9 @@ from services.trainer.publish_weights import PublishReport, WeightPublisher
 from services.trainer.serve_run import _open_publisher
 from services.trainer.step_ledger import StepLedger
 from services.trainer.tiny_model import TinyShape, write_tiny_model
+from shared.logs import Log
 from shared.lora_settings import LoraSettings
+from shared.messages import Prompt, Rollout
 from shared.runs import RunRecord
 from shared.tasks import end
 from tests.conftest import until
@@ -58,17 +64,26 @@ class Policy:
         return report
 
     @torch.no_grad()
-    def check(self, prompt: list[int], answer: dict[str, Any]) -> int:
-        """The version that every token of an answer is from, by its own word and by the probabilities."""
+    def check(self, version: int, prompt: list[int], response: list[int], logprobs: Any) -> int:
+        """Whether all of the response is from this version, by its probabilities; returns it."""
+        self._whole.load_state_dict(self._kept[version], strict=False)
+        logits = self._whole(torch.tensor([prompt + response])).logits[0, len(prompt) - 1 : -1]
+        expected = logits.log_softmax(-1).gather(1, torch.tensor(response)[:, None])[:, 0]
+        assert (torch.as_tensor(logprobs) - expected).abs().max() < 1e-4
+        return version
+
+    def check_answer(self, prompt: list[int], answer: dict[str, Any]) -> int:
+        """The version of an engine's answer, checked."""
         meta, response = answer["meta_info"], answer["output_ids"]
         (span,) = meta["weight_versions"]
         assert (span["start"], span["end"]) == (0, len(response))
-        self._whole.load_state_dict(self._kept[int(span["version"])], strict=False)
-        logits = self._whole(torch.tensor([prompt + response])).logits[0, len(prompt) - 1 : -1]
-        expected = logits.log_softmax(-1).gather(1, torch.tensor(response)[:, None])[:, 0]
-        found = torch.tensor([entry[0] for entry in meta["output_token_logprobs"]])
-        assert (found - expected).abs().max() < 1e-4
-        return int(span["version"])
+        return self.check(int(span["version"]), prompt, response, [entry[0] for entry in meta["output_token_logprobs"]])
+
+    def check_rollout(self, rollout: Rollout) -> int:
+        """The version of an attempt, checked."""
+        ((version, tokens),) = rollout.weight_versions
+        assert tokens == len(rollout.token_ids)
+        return self.check(version, rollout.prompt_ids.tolist(), rollout.token_ids.tolist(), rollout.logprobs)
 
     async def close(self) -> None:
         await end(self._joiners)
@@ -137,30 +152,39 @@ async def test_requests_end_with_the_version_that_they_began_with_and_later_ones
             assert (len(report.done), report.failed, report.unverified) == (1, {}, ())
             after = await engine.generate(prompt, SHORT)
             assert not any(task.done() for task in long)
-            assert policy.check(prompt, after) == version
-            assert {policy.check(prompt, answer) for answer in await asyncio.gather(*long)} == {version - 1}
+            assert policy.check_answer(prompt, after) == version
+            assert {policy.check_answer(prompt, answer) for answer in await asyncio.gather(*long)} == {version - 1}
 
 
 async def test_versions_come_and_go_under_load_and_the_engine_keeps_none_that_nobody_uses(
     real: tuple[RealEngine, RunRecord],
 ) -> None:
     engine, record = real
-    answers, stop = list[tuple[int, list[int], dict[str, Any]]](), asyncio.Event()
-    async with trainer(engine, record, 3) as policy:
+    answers, groups, stop = list[tuple[int, list[int], dict[str, Any]]](), list[list[Rollout]](), asyncio.Event()
+    async with trainer(engine, record, 3) as policy, RouterConnections(engine.router_url, 60) as router:
+        worker = GroupGenerator(load_tokenizer(engine.model, False, False), Sampler(router, Log("w")), None, "w")
 
         async def ask(client: int) -> None:
             while not stop.is_set():
                 asked, prompt = policy.version, [client, len(answers) % 200, 7]
                 answers.append((asked, prompt, await engine.generate(prompt, SHORT)))
 
-        clients = [asyncio.create_task(ask(client)) for client in range(3)]
+        async def work() -> None:
+            while not stop.is_set():
+                sampling = {"temperature": 1.0, "max_new_tokens": SHORT}
+                prompt = Prompt(len(groups), "train", "sums", 0, f"What is {len(groups)}?", 4, sampling=sampling)
+                groups.append(await worker.generate(prompt))
+
+        clients = [asyncio.create_task(each) for each in (ask(1), ask(2), work())]
         for _ in range(12):
             assert (await policy.publish()).failed == {}
         stop.set()
         await asyncio.gather(*clients)
-        used = [(asked, policy.check(prompt, answer)) for asked, prompt, answer in answers]
+        used = [(asked, policy.check_answer(prompt, answer)) for asked, prompt, answer in answers]
         assert all(version >= asked - 1 for asked, version in used)
         assert len({version for _, version in used}) > 4
+        assert all(len({policy.check_rollout(rollout) for rollout in group}) == 1 for group in groups)
+        assert len(groups) > 2
         await policy.publish()
         await until(lambda: only_newest(engine, policy), 10)
 
