@@ -21,7 +21,8 @@ class FrozenModel:
         if self._is_sharded:
             shard_model(model, model.core, ranks.size, dtype, offload)
         else:
-            self._model.to(dtype)
+            for parameter in model.parameters():  # no buffers: frequencies of rotary positions are not to be rounded
+                parameter.data = parameter.data.to(dtype)
         self._moves = offload and not self._is_sharded and self._device.type != "cpu"
         if self._moves:
             self._model.to("cpu")
