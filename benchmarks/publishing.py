@@ -15,7 +15,6 @@ import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -141,8 +140,8 @@ async def _measure(
     publisher = CountingPublisher(StepLedger(redis, RUN), "127.0.0.1", log, deadlines=DEADLINES)
     publisher.reports = []
     gate = EvaluationGate(redis, _settings(), _never, AwaitRedis(log, RUN), log)
-    learner: Any = backend  # the part of a Learner that publishing needs
-    training = Training(backend, batches, compute, PublishedVersions(publisher, learner, compute, gate, 0))
+    versions = PublishedVersions(publisher, backend.named_tensors, compute, gate, 0)
+    training = Training(backend, batches, compute, versions)
     receiver = Receiver(url, RUN, CPU)
     try:
         await training.versions.offer(0)

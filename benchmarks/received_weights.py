@@ -53,7 +53,10 @@ class ReceivedWeights:
         """Take part in the broadcast of one bucket, and copy it; RuntimeError when the group breaks."""
         bucket = self._bucket(body)
         started = time.monotonic()
-        self._groups[str(body["group_name"])].broadcast(bucket.flat[0], 0).wait()
+        group = self._groups[str(body["group_name"])]
+        parts = bucket.flat if body["load_format"] else list(bucket.tensors.values())
+        for work in [group.broadcast(part, 0) for part in parts]:
+            work.wait()
         self._wait()
         received = time.monotonic()
         for name, tensor in bucket.tensors.items():

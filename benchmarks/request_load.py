@@ -14,6 +14,7 @@ import httpx
 from shared.event_lines import event_lines_async
 
 DEADLINE_S = 120.0
+POLL_S = 0.01
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +36,8 @@ class Arrivals:
 
     streams: list[list[float]] = field(default_factory=list[list[float]])
     """Of each followed request, when its tokens came."""
+    begun: int = 0
+    """Followed requests whose first token came."""
     finished: int = 0
     continued: int = 0
     """Requests that the engine ended for an update, and that went on from what they had, as in a rollout worker."""
@@ -70,6 +73,9 @@ async def _keep_busy(orders: Connection, url: str, shape: LoadShape) -> None:
 
         kinds = [True] * shape.streams + [False] * shape.others
         tasks = [asyncio.create_task(ask_again(is_stream)) for is_stream in kinds]
+        while arrivals.begun < shape.streams:
+            await asyncio.sleep(POLL_S)
+        orders.send("begun")
         await asyncio.to_thread(orders.recv)
         over.set()
         await asyncio.gather(*tasks)
@@ -103,6 +109,7 @@ class _Request:
         async with self._http.stream("POST", "/generate", json=body) as answer:
             async for line in event_lines_async(answer.aiter_bytes()):
                 if line.startswith("data: {") and self._take(json.loads(line.removeprefix("data: "))):
+                    self._arrivals.begun += not self._times
                     self._times.append(time.monotonic())
 
     async def _wait(self, body: dict[str, Any]) -> None:

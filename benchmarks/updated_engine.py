@@ -5,6 +5,7 @@ import asyncio
 import contextlib
 import json
 import multiprocessing
+import shutil
 import statistics
 import tempfile
 import time
@@ -15,11 +16,12 @@ from pathlib import Path
 
 import torch
 from redis.asyncio import Redis
+from safetensors.torch import save_file
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from benchmarks.own_redis import free_port
 from benchmarks.request_load import Arrivals, LoadShape, keep_busy
-from benchmarks.weight_versions import Named
+from benchmarks.weight_versions import Named, Weights
 from services.rollout.engine_arguments import plan_engine
 from services.rollout.engine_update import EngineUpdate
 from services.rollout.launch_engine import EngineProcess
@@ -28,34 +30,48 @@ from services.trainer.publish_weights import WeightPublisher
 from services.trainer.stage_weights import Staged
 from shared.enrolment import read_part
 from shared.logs import Log
-from shared.run_settings import EngineSettings, ModelSettings
-from shared.runs import HEARTBEAT_S, announce
+from shared.run_settings import EngineSettings, ModelSettings, WeightSettings
+from shared.runs import HEARTBEAT_S, announce, withdraw
 from shared.tasks import end
 from shared.topology import Keys
 
 RUN, NAME = "pause", "engine"
-HEALTHY_S, ENDED_S = 400.0, 120.0
-WARM_S, GAP_S = 4.0, 1.5
-"""Seconds of load before the first version, and between two."""
-HALTED = ("pause", "load", "flush", "prove", "resume")
-PHASES = ("stage", "hash", "enrol", "connect", "broadcast", "lend", *HALTED, "halted")
+HEALTHY_S, ENDED_S, LOOK_S = 400.0, 120.0, 0.05
+WARM_S, GAP_S = 1.0, 3.0
+"""Seconds from the first token of every request to the first version, and between two."""
+HALTED = frozenset(("pause", "ready", "load", "flush", "prove", "resume"))
+"""Phases in which the engine is paused; updates in place are proven after it has resumed."""
+PHASES = (
+    "stage",
+    "hash",
+    "enrol",
+    "connect",
+    "broadcast",
+    "lend",
+    "pause",
+    "ready",
+    "load",
+    "flush",
+    "prove",
+    "resume",
+)
 
 
 class UpdatedEngine:
     """The trainer's side of an engine: versions, one after the other."""
 
-    def __init__(self, redis: Redis, publisher: WeightPublisher, named: Named) -> None:
-        self._redis, self._publisher, self._named, self._version = redis, publisher, named, -1
+    def __init__(self, redis: Redis, publisher: WeightPublisher, weights: Weights, mode: str) -> None:
+        self._redis, self._publisher, self._weights, self._version = redis, publisher, weights, -1
+        self._halted = HALTED - {"prove"} if mode == "in_place" else HALTED
         self.unverified = 0
         """Most parameters of a version that could not be compared."""
 
     async def next(self) -> tuple[Staged, dict[str, float]]:
         """Publish the next version, which the engine must prove; returns its snapshot and its seconds by phase."""
         self._version += 1
-        with torch.no_grad():
-            self._named[self._version % len(self._named)][1].neg_()
+        self._weights.change(self._version)
         started = time.monotonic()
-        staged = await asyncio.to_thread(self._publisher.stage, self._version, self._version, self._named)
+        staged = await asyncio.to_thread(self._publisher.stage, self._version, self._version, self._weights.published())
         stage_s = time.monotonic() - started
         report = await self._publisher.publish(staged)
         assert report is not None, "nothing replaces it"
@@ -63,9 +79,9 @@ class UpdatedEngine:
         part = await read_part(self._redis, Keys(RUN), self._version, NAME)
         assert part is not None, "who is done has said so"
         self.unverified = max(self.unverified, abs(part.unverified))
-        halted = sum(part.seconds[phase] for phase in HALTED)
+        halted = sum(value for phase, value in part.seconds.items() if phase in self._halted)
         seconds = {**report.seconds, **part.seconds, "stage": stage_s, "halted": halted}
-        return staged, {phase: seconds[phase] for phase in PHASES if phase in seconds}
+        return staged, {phase: seconds[phase] for phase in (*PHASES, "halted") if phase in seconds}
 
 
 @dataclass
@@ -81,7 +97,7 @@ class Load:
 
     def usual(self) -> dict[str, float]:
         """Between two versions."""
-        quiet = [(before[1] + GAP_S / 3, after[0]) for before, after in pairwise(self.windows)]
+        quiet = [(before[1] + 2 * GAP_S / 3, after[0]) for before, after in pairwise(self.windows)]
         return spread([gap for begin, finish in quiet for gap in self.arrivals.gaps(begin, finish)])
 
 
@@ -95,21 +111,25 @@ def spread(values: list[float]) -> dict[str, float]:
 
 @contextlib.asynccontextmanager
 async def running_engine(
-    redis: Redis, folder: Path, device: torch.device, options: argparse.Namespace
-) -> AsyncGenerator[str]:
-    """The address of a healthy engine that follows the versions of RUN."""
+    redis: Redis, folder: Path, device: torch.device, options: argparse.Namespace, name: str = NAME
+) -> AsyncGenerator[EngineProcess]:
+    """A healthy engine that follows the versions of RUN."""
     given = {"base_gpu_id": device.index, **options.server_args} if device.type == "cuda" else options.server_args
     settings = EngineSettings(device=device.type, update_mode=options.mode, server_args={"stream_interval": 1, **given})
     model = ModelSettings(path=str(folder), dtype="bfloat16" if device.type == "cuda" else "float32")
-    plan = plan_engine(model, settings, "127.0.0.1", free_port(), 0)
-    log = options.engine_log or Path(tempfile.mkdtemp()) / "engine.log"
+    weights = WeightSettings(quantization=options.quantization)
+    plan = plan_engine(model, settings, "127.0.0.1", free_port(), 0, weights)
+    log = options.engine_log or Path(tempfile.mkdtemp()) / f"{name}.log"
     process = EngineProcess(plan, log)
     try:
         await process.wait_healthy(HEALTHY_S)
-        update = EngineUpdate(process.calls, options.mode, device.type)
-        puller = WeightPuller(redis, RUN, EngineIdentity(NAME, process.incarnation, plan.ranks), update, Log("engine"))
-        tasks = [asyncio.create_task(_stay_up(redis)), asyncio.create_task(puller.follow(_nothing, _failed))]
-        yield plan.url
+        update = EngineUpdate(process.calls, options.mode, device.type, plan.shares_prefixes)
+        puller = WeightPuller(redis, RUN, EngineIdentity(name, process.incarnation, plan.ranks), update, Log("engine"))
+        tasks = [
+            asyncio.create_task(_stay_up(redis, name, process)),
+            asyncio.create_task(puller.follow(_nothing, _failed)),
+        ]
+        yield process
         await end(*tasks)
     finally:
         await asyncio.to_thread(process.stop)
@@ -126,6 +146,8 @@ async def busy(address: str, folder: Path, options: argparse.Namespace, load: Lo
     process = context.Process(target=keep_busy, args=(theirs, address, shape), daemon=True)
     process.start()
     try:
+        assert await asyncio.to_thread(orders.poll, ENDED_S), "no tokens come"
+        orders.recv()
         await asyncio.sleep(WARM_S)
         yield
         orders.send("end")
@@ -143,10 +165,22 @@ def random_model(folder: Path, device: torch.device) -> Named:
     return [(name, parameter.detach()) for name, parameter in model.named_parameters()]
 
 
-async def _stay_up(redis: Redis) -> None:
-    while True:
-        await announce(redis, RUN, f"engine-up/{NAME}")
-        await asyncio.sleep(HEARTBEAT_S)
+def written_model(folder: Path, named: Named, to: Path) -> Path:
+    """The model with its weights in a file, from which a sidecar sees what of them can be quantised."""
+    shutil.copytree(folder, to, ignore=shutil.ignore_patterns("*.safetensors*"))
+    save_file(dict(named), to / "model.safetensors", {"format": "pt"})
+    return to
+
+
+async def _stay_up(redis: Redis, name: str, process: EngineProcess) -> None:
+    """Be there for the trainer while the engine lives, as its sidecar is."""
+    announced = 0.0
+    while process.alive:
+        if time.monotonic() - announced > HEARTBEAT_S:
+            await announce(redis, RUN, f"engine-up/{name}")
+            announced = time.monotonic()
+        await asyncio.sleep(LOOK_S)
+    await withdraw(redis, RUN, f"engine-up/{name}")
 
 
 async def _failed() -> None:

@@ -2,13 +2,24 @@
 
 import argparse
 import asyncio
+import tempfile
 import time
 from dataclasses import dataclass
 from pathlib import Path
 
 from benchmarks.own_redis import own_redis_url
-from benchmarks.updated_engine import GAP_S, RUN, Load, UpdatedEngine, busy, random_model, running_engine
-from benchmarks.weight_versions import Plain, Receiver, Samples, devices, make_publisher
+from benchmarks.served_logprobs import logprob_gap
+from benchmarks.updated_engine import (
+    GAP_S,
+    RUN,
+    Load,
+    UpdatedEngine,
+    busy,
+    random_model,
+    running_engine,
+    written_model,
+)
+from benchmarks.weight_versions import Plain, Receiver, Samples, Weights, devices, make_publisher
 from shared.redis_connection import connect
 
 PLAIN = 3
@@ -20,6 +31,7 @@ class EngineRow:
 
     transport: str
     model: str
+    quantization: str
     gb: float
     nbytes: int
     buckets: int
@@ -34,6 +46,8 @@ class EngineRow:
     """The same with requests in flight."""
     unverified: int
     """Parameters of the engine that could not be compared with the publisher's; the others were equal each time."""
+    logprob_gap: dict[str, float]
+    """Between the engine and a plain forward with what the first version stands for; empty if not asked for."""
     requests: int
     pauses: dict[str, float]
     """p50, p99 and max, over requests in flight and versions, of the longest time between two tokens."""
@@ -52,20 +66,24 @@ class EngineRow:
 async def measure(folder: Path, transport: str, options: argparse.Namespace) -> EngineRow:
     """Versions without requests, then as many under load."""
     trainer, engine = devices(transport)
-    named = random_model(folder, trainer)
-    nbytes = sum(tensor.nbytes for _, tensor in named)
-    idle, loaded, load = Samples(), Samples(), Load()
+    weights = Weights(random_model(folder, trainer), options.quantization)
+    nbytes = sum(tensor.nbytes for _, tensor in weights.published())
+    idle, loaded, load, gap = Samples(), Samples(), Load(), dict[str, float]()
+    if options.quantization != "none":
+        folder = written_model(folder, weights.named, Path(tempfile.mkdtemp()) / folder.name)
     async with own_redis_url() as url:
         plain_s = await _plain_seconds(url, transport, nbytes)
         redis = connect(url)
         publisher = make_publisher(redis, RUN, transport, options)
         try:
-            async with running_engine(redis, folder, engine, options) as address:
-                updated = UpdatedEngine(redis, publisher, named)
+            async with running_engine(redis, folder, engine, options) as process:
+                updated = UpdatedEngine(redis, publisher, weights, options.mode)
                 staged, first = await updated.next()
+                if options.compare_logprobs:
+                    gap = await logprob_gap(process.plan.url, folder, staged.buckets.tensors, trainer)
                 for _ in range(options.versions):
                     idle.add((await updated.next())[1])
-                async with busy(address, folder, options, load):
+                async with busy(process.plan.url, folder, options, load):
                     for _ in range(options.versions):
                         begun = time.monotonic()
                         loaded.add((await updated.next())[1])
@@ -79,6 +97,7 @@ async def measure(folder: Path, transport: str, options: argparse.Namespace) -> 
     return EngineRow(
         transport=transport,
         model=folder.name,
+        quantization=options.quantization,
         gb=round(nbytes / 1e9, 4),
         nbytes=nbytes,
         buckets=len(staged.buckets.flat),
@@ -88,6 +107,7 @@ async def measure(folder: Path, transport: str, options: argparse.Namespace) -> 
         idle=medians,
         loaded=loaded.medians(),
         unverified=updated.unverified,
+        logprob_gap=gap,
         requests=options.streams + options.others,
         pauses=load.pauses(),
         usual=load.usual(),
@@ -118,7 +138,8 @@ def lines(row: EngineRow) -> str:
 
     return "\n".join(
         [
-            f"{row.transport}, {row.model}, {row.gb:g} GB in {row.buckets} buckets on the {row.staged_on}, {row.mode}",
+            f"{row.transport}, {row.model}, quantization {row.quantization}, {row.gb:g} GB in {row.buckets} buckets on"
+            f" the {row.staged_on}, {row.mode}",
             f"  first: {milliseconds(row.first)}",
             f"  idle: {milliseconds(row.idle)}",
             f"  {row.requests} requests: {milliseconds(row.loaded)}",
@@ -127,5 +148,6 @@ def lines(row: EngineRow) -> str:
             f" {row.bytes_per_second / 1e9:.1f} GB/s,"
             f" plainly {row.plain_bytes_per_second / 1e9:.1f}, ratio {row.ratio_to_plain_broadcast:.2f};"
             f" {row.unverified} parameters not compared",
+            f"  gap of log-probabilities: {row.logprob_gap or 'not compared'}",
         ]
     )

@@ -5,6 +5,7 @@ import asyncio
 import multiprocessing
 import statistics
 import time
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
 from typing import Any
@@ -17,6 +18,7 @@ from benchmarks.plain_broadcast import PlainBroadcast
 from benchmarks.weight_receiver import NAME, receive
 from services.trainer.lend_version import Lender
 from services.trainer.publish_weights import Deadlines, PublishReport, WeightPublisher
+from services.trainer.quantise_weights import Fp8Form
 from services.trainer.stage_weights import Staged
 from services.trainer.step_ledger import StepLedger
 from shared.enrolment import read_part
@@ -28,6 +30,21 @@ TENSOR_BYTES = 2**25
 START_S = 120.0
 DEADLINES = Deadlines(enrol_s=30, update_s=300, first_engine_s=START_S)
 Named = list[tuple[str, torch.Tensor]]
+
+
+class Weights:
+    """Tensors that change from version to version, and the form in which they are published."""
+
+    def __init__(self, named: Named, quantization: str = "none") -> None:
+        self.named, self._form = named, Fp8Form([]) if quantization == "fp8" else None
+
+    def published(self) -> Iterable[tuple[str, torch.Tensor]]:
+        return self.named if self._form is None else self._form(self.named)
+
+    @torch.no_grad()
+    def change(self, version: int) -> None:
+        """So that an old version is no new one."""
+        self.named[version % len(self.named)][1].neg_()
 
 
 @dataclass
@@ -109,15 +126,17 @@ class Plain:
 class Versions:
     """Publishes versions of the same tensors, one after the other."""
 
-    def __init__(self, redis: Redis, run: str, publisher: WeightPublisher, receiver: Receiver, named: Named) -> None:
+    def __init__(
+        self, redis: Redis, run: str, publisher: WeightPublisher, receiver: Receiver, weights: Weights
+    ) -> None:
         self._redis, self._keys, self._publisher, self._receiver = redis, Keys(run), publisher, receiver
-        self._named, self._version = named, -1
+        self._weights, self._version = weights, -1
 
     async def next(self) -> tuple[Staged, dict[str, float]]:
         """Publish the next version; returns its snapshot, and its seconds by phase."""
         self._version += 1
         started = time.monotonic()
-        staged = await asyncio.to_thread(self._publisher.stage, self._version, self._version, self._named)
+        staged = await asyncio.to_thread(self._publisher.stage, self._version, self._version, self._weights.published())
         stage_s = time.monotonic() - started
         await asyncio.to_thread(staged.buckets.wait_copied)
         copy_s = time.monotonic() - started
@@ -125,8 +144,7 @@ class Versions:
         report = await self._publish(staged)
         after, part = await self._receiver.seconds(), await read_part(self._redis, self._keys, self._version, NAME)
         assert part is not None, "who is done has said so"
-        with torch.no_grad():
-            self._named[self._version % len(self._named)][1].neg_()  # so that an old version is no new one
+        self._weights.change(self._version)
         return staged, {
             "stage": stage_s,
             "copy": copy_s,

@@ -19,7 +19,16 @@ from pathlib import Path
 
 from benchmarks import weight_pause
 from benchmarks.own_redis import own_redis_url
-from benchmarks.weight_versions import Plain, Receiver, Samples, Versions, devices, make_publisher, random_tensors
+from benchmarks.weight_versions import (
+    Plain,
+    Receiver,
+    Samples,
+    Versions,
+    Weights,
+    devices,
+    make_publisher,
+    random_tensors,
+)
 from shared.redis_connection import connect
 
 TRANSPORTS = ("gloo", "nccl", "ipc")
@@ -31,17 +40,20 @@ class Row:
     """Medians over the versions after the first one."""
 
     transport: str
+    quantization: str
     gb: float
+    """In bfloat16."""
     nbytes: int
+    """Of what is published."""
     tensors: int
     buckets: int
     staged_on: str
     """host, or the type of the trainer's device."""
     versions: int
     seconds: dict[str, float]
-    """stage: until training may go on; copy: until the snapshot is whole; hash; enrol; send: until the trainer has sent
-    all, which is made of transfer, in which the receiver waits for bytes, and load, in which it copies what came;
-    verify; total: from the end of the snapshot until the receiver has said that it is done."""
+    """stage: until training may go on; copy: until the snapshot is whole, and quantised if it is to be; hash; enrol;
+    send: until the trainer has sent all, which is made of transfer, in which the receiver waits for bytes, and load, in
+    which it copies what came; verify; total: from the end of the snapshot until the receiver says that it is done."""
     connect_s: float
     """Making the group, for the first version."""
     bytes_per_second: float
@@ -53,11 +65,11 @@ class Row:
 async def measure(transport: str, gb: float, options: argparse.Namespace) -> Row:
     """Versions of one size; the first one is not counted."""
     trainer, engine = devices(transport)
-    run, named = f"weights-{gb:g}", random_tensors(int(gb * 1e9), trainer)
+    run, weights = f"weights-{gb:g}", Weights(random_tensors(int(gb * 1e9), trainer), options.quantization)
     async with own_redis_url() as url:
         redis = connect(url)
         publisher, receiver = make_publisher(redis, run, transport, options), Receiver(url, run, engine)
-        versions, plain = Versions(redis, run, publisher, receiver, named), Plain(receiver, transport)
+        versions, plain = Versions(redis, run, publisher, receiver, weights), Plain(receiver, transport)
         samples = Samples()
         try:
             staged, first = await versions.next()
@@ -73,9 +85,10 @@ async def measure(transport: str, gb: float, options: argparse.Namespace) -> Row
     medians, arrival = samples.medians(), "load" if transport == "ipc" else "transfer"
     return Row(
         transport=transport,
+        quantization=options.quantization,
         gb=gb,
         nbytes=buckets.nbytes,
-        tensors=len(named),
+        tensors=len(buckets.tensors),
         buckets=len(buckets.flat),
         staged_on="host" if buckets.is_on_host else trainer.type,
         versions=options.versions,
@@ -89,13 +102,14 @@ async def measure(transport: str, gb: float, options: argparse.Namespace) -> Row
 
 def table(rows: Sequence[Row]) -> str:
     """A line a row, in milliseconds."""
-    names = ["transport", "GB", "staged on", *PHASES, "GB/s", "plain GB/s", "ratio"]
+    names = ["transport", "quantization", "GB", "staged on", *PHASES, "GB/s", "plain GB/s", "ratio"]
     lines = ["| " + " | ".join(names) + " |", "|" + "---|" * len(names)]
     for row in rows:
         times = [f"{1e3 * row.seconds[phase]:.1f}" for phase in PHASES]
         rates = [f"{row.bytes_per_second / 1e9:.2f}", f"{row.plain_bytes_per_second / 1e9:.2f}"]
         ratio = f"{row.ratio_to_plain_broadcast:.2f}"
-        lines.append("| " + " | ".join([row.transport, f"{row.gb:g}", row.staged_on, *times, *rates, ratio]) + " |")
+        cells = [row.transport, row.quantization, f"{row.gb:g}", row.staged_on, *times, *rates, ratio]
+        lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
 
@@ -124,11 +138,15 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--versions", type=int, default=7, help="measured versions of each size, and of each load")
     parser.add_argument("--bucket-mib", type=int, default=512)
     parser.add_argument("--staging", choices=("auto", "device", "host"), default="auto")
+    parser.add_argument("--quantization", choices=("none", "fp8"), default="none", help="of what is published")
     parser.add_argument("--json", type=Path, help="where to write the rows")
     engine = parser.add_argument_group("a real SGLang")
     engine.add_argument("--engine", type=Path, help="folder of the model that it serves; its size is the version's")
     engine.add_argument("--mode", choices=("retract", "in_place"), default="retract")
     engine.add_argument("--server-args", type=json.loads, default={}, help="fields of ServerArgs, as JSON")
+    engine.add_argument(
+        "--compare-logprobs", action="store_true", help="with those of a plain forward, after version 0"
+    )
     engine.add_argument("--streams", type=int, default=16, help="requests in flight whose tokens are followed")
     engine.add_argument("--others", type=int, default=112, help="requests in flight beside them")
     engine.add_argument("--new-tokens", type=int, default=512, help="of a request")

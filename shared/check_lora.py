@@ -45,6 +45,11 @@ def _served(run: "RunSettings") -> Iterator[str]:
             f'lora.publish is "adapter", and weights.transport "{run.weights.transport}" carries whole models; write'
             ' weights.transport = "disk", or lora.publish = "merged"'
         )
+    if run.weights.quantization != "none":
+        yield (
+            f'weights.quantization is "{run.weights.quantization}", and engines keep the model that adapters are for as'
+            ' it is; write quantization = "none", or lora.publish = "merged"'
+        )
     if run.engine.update_mode != "retract":
         yield (
             f"engine.update_mode is {run.engine.update_mode!r}, and no request waits for an adapter, or is touched by"

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from shared.check_address import names_a_host
-from shared.check_weights import weights_problems
+from shared.check_weights import quantization_problems, weights_problems
 from shared.plugins import names_function
 
 if TYPE_CHECKING:
@@ -19,6 +19,7 @@ def rl_problems(run: "RunSettings") -> Iterator[str]:
     yield from _reward(run.reward)
     yield from _rollout(run.rollout)
     yield from weights_problems(run.weights)
+    yield from quantization_problems(run)
     temperature = run.rollout.sampling.temperature
     if run.trainer.distillation.url and temperature not in (0, 1):
         yield (

@@ -1,5 +1,6 @@
 """What each engine and the trainer tell each other about one weight version: enrolled -> go -> done or failed."""
 
+import asyncio
 import time
 from collections.abc import Collection
 from dataclasses import dataclass, field, replace
@@ -89,7 +90,7 @@ async def write_parts(redis: Redis, keys: Keys, version: int, parts: dict[str, P
 
 async def write_answer(redis: Redis, keys: Keys, version: int, engine: str, part: Part) -> None:
     """Write what an engine tells the trainer, which waits for it."""
-    key, answers = keys.enrolled(version), keys.answers(version)
+    key, answers = keys.enrolled(version), keys.answers(version, engine)
     dated = replace(part, since=part.since or time.time())
     async with redis.pipeline(transaction=True) as pipe:
         pipe.hset(key, mapping={engine: _PART.dump_json(dated)})
@@ -99,11 +100,9 @@ async def write_answer(redis: Redis, keys: Keys, version: int, engine: str, part
         await pipe.execute()
 
 
-async def await_answer(redis: Redis, keys: Keys, version: int, deadline_s: float) -> None:
-    """Return as soon as an engine has answered since the last time, or after `deadline_s` seconds."""
-    answers = keys.answers(version)
-    if await redis.blpop([answers], timeout=max(deadline_s, 0.01)):
-        await redis.delete(answers)  # whoever is woken reads the parts of all
+async def await_answer(redis: Redis, keys: Keys, version: int, engines: Collection[str], deadline_s: float) -> None:
+    """Return as soon as one of the engines has answered since the last time, or after `deadline_s` seconds."""
+    await _wake(redis, [keys.answers(version, engine) for engine in engines], deadline_s)
 
 
 async def read_part(redis: Redis, keys: Keys, version: int, engine: str) -> Part | None:
@@ -125,10 +124,28 @@ async def say(redis: Redis, keys: Keys, version: int, engines: Collection[str], 
     async with redis.pipeline(transaction=True) as pipe:
         pipe.hset(key, mapping=mapping)
         pipe.expire(key, KEPT_S)
+        for told in (keys.told(version, engine) for engine in engines):
+            pipe.rpush(told, word.word)
+            pipe.expire(told, KEPT_S)
         await pipe.execute()
+
+
+async def await_word(redis: Redis, keys: Keys, version: int, engine: str, deadline_s: float) -> None:
+    """Return as soon as the trainer has said something since the last time, or after `deadline_s` seconds."""
+    await _wake(redis, [keys.told(version, engine)], deadline_s)
 
 
 async def listen(redis: Redis, keys: Keys, version: int, engine: str) -> Word | None:
     """What the trainer told one engine last."""
     raw = cast(bytes | None, await redis.hget(keys.words(version), engine))
     return _WORD.validate_json(raw) if raw else None
+
+
+async def _wake(redis: Redis, lists: list[str], deadline_s: float) -> None:
+    """Return as soon as there is an entry in one of them, which is emptied; who is woken reads everything anew."""
+    deadline_s = max(deadline_s, 0.01)
+    if not lists:
+        return await asyncio.sleep(deadline_s)
+    found = await redis.blpop(lists, timeout=deadline_s)
+    if found:
+        await redis.delete(found[0])

@@ -165,6 +165,15 @@ class WeightSettings(Settings):
     """Seconds after those in which all enrolled engines have to prove the version, wave after wave."""
     max_unavailable: Annotated[int, Field(ge=0)] = 0
     """Engines that are paused for a version at the same time, while the others serve the one before; 0 for all."""
+    engines_per_group: Positive = 1
+    """broadcast: engines that share a process group. They get a version in the time that one takes, and wait paused for
+    each other; one that dies in the middle takes the others of its group along where they have GPUs."""
+    quantization: Literal["none", "fp8"] = "none"
+    """fp8: versions have the matrices of the decoder's layers in blocks of 128 x 128 numbers of 8 bits, which engines
+    on GPUs serve; training stays in bfloat16. none: everything in model.dtype."""
+    modules_to_not_convert: list[str] = []
+    """fp8: modules that stay in bfloat16 beside those that the format leaves (head, embeddings, norms,
+    routers), such as `model.layers.0` or `o_proj`."""
 
 
 class EvalSettings(Settings):

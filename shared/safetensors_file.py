@@ -8,7 +8,8 @@ import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
+from typing import Any, cast
 
 from shared.messages import TensorSpec
 
@@ -51,6 +52,31 @@ def header_of(specs: Sequence[TensorSpec]) -> bytes:
     text = json.dumps(tree, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
     return len(text).to_bytes(8, "little") + text
+
+
+def read_header(file: Path) -> dict[str, Any]:
+    """What a file says about its tensors: of each name its dtype, shape and data_offsets.
+
+    Raises:
+        ValueError: it is no safetensors file.
+        OSError: it cannot be read.
+    """
+    with file.open("rb") as opened:
+        size = int.from_bytes(opened.read(8), "little")
+        if size > LONGEST_HEADER:
+            raise ValueError(f"{file} is no safetensors file")
+        tree = cast(dict[str, Any], json.loads(opened.read(size)))
+    return {name: about for name, about in tree.items() if name != "__metadata__"}
+
+
+def shapes_in(folder: Path) -> dict[str, list[int]]:
+    """Of all tensors in the safetensors files of a folder, by name; none if there are no such files.
+
+    Raises:
+        ValueError, OSError: one of them cannot be read.
+    """
+    headers = [read_header(file) for file in sorted(folder.glob("*.safetensors"))]
+    return {name: cast(list[int], about["shape"]) for header in headers for name, about in header.items()}
 
 
 def nbytes_of(spec: TensorSpec) -> int:

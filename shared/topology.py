@@ -144,13 +144,17 @@ class Keys:
         """Hash: engine -> JSON of its part in the rendezvous of this version."""
         return f"{{{self.run}}}:enrolled:{version}"
 
-    def answers(self, version: int) -> str:
-        """List: an entry for each answer of an engine to this version that the trainer has not looked at."""
-        return f"{{{self.run}}}:enrolled:{version}:answers"
+    def answers(self, version: int, engine: str) -> str:
+        """List: an entry for each answer of this engine to this version that the trainer has not looked at."""
+        return f"{{{self.run}}}:enrolled:{version}:answers:{engine}"
 
     def words(self, version: int) -> str:
         """Hash: engine -> JSON of what the trainer told it while it waited, paused, for the bytes of this version."""
         return f"{{{self.run}}}:words:{version}"
+
+    def told(self, version: int, engine: str) -> str:
+        """List: an entry for each word about this version that this engine has not looked at."""
+        return f"{{{self.run}}}:words:{version}:{engine}"
 
     @property
     def versions(self) -> str:

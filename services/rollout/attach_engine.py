@@ -34,7 +34,7 @@ class AttachedEngine:
 
     def __init__(self, url: str, facts: ServerFacts, calls: EngineCalls) -> None:
         self.url, self.device, self.ranks, self.calls = url, facts.device, facts.ranks, calls
-        self.incarnation = secrets.token_hex(4)
+        self.shares_prefixes, self.incarnation = facts.shares_prefixes, secrets.token_hex(4)
 
     async def watch(self) -> None:
         """Returns never; EngineDied when nothing listens there, it has not answered for UNHEALTHY_S, or was restarted.
@@ -84,12 +84,12 @@ class Attached:
         Raises:
             RunRejected: the run is starting, and the server does not fit it.
         """
-        told = ""
+        told, settings = "", self._settings
         while True:
             calls = EngineCalls(self.url, health=INFO)
             try:
-                facts = await check_attached(calls, self.url, self._settings.model, self._settings.engine)
-                await check_reach(self.url, self._settings.weights)
+                facts = await check_attached(calls, self.url, settings.model, settings.engine, settings.weights)
+                await check_reach(self.url, settings.weights)
             except (EngineAway, EngineUnfit) as error:
                 await calls.close()
                 if self._starting and isinstance(error, EngineUnfit):

@@ -9,8 +9,9 @@ from typing import Any, cast
 import httpx
 
 from services.rollout.engine_calls import EngineCalls
+from services.rollout.fp8_engine import quantization_problems
 from shared.errors import SluiceError
-from shared.run_settings import EngineSettings, ModelSettings
+from shared.run_settings import EngineSettings, ModelSettings, WeightSettings
 
 CALLS = (
     "/pause_generation",
@@ -42,11 +43,15 @@ class ServerFacts:
     device: str
     ranks: int
     """Processes that hold a part of the weights."""
+    shares_prefixes: bool
+    """Whether a request may use what another one has cached."""
     other: tuple[str, ...]
     """Those of the run's engine.server_args that the server has another value of: its owner chose it."""
 
 
-async def check_attached(calls: EngineCalls, url: str, model: ModelSettings, engine: EngineSettings) -> ServerFacts:
+async def check_attached(
+    calls: EngineCalls, url: str, model: ModelSettings, engine: EngineSettings, weights: WeightSettings
+) -> ServerFacts:
     """Look at a server that somebody else started.
 
     Raises:
@@ -54,14 +59,15 @@ async def check_attached(calls: EngineCalls, url: str, model: ModelSettings, eng
         EngineUnfit: it is no SGLang server, or one that does not fit the run.
     """
     server, about = await _read(calls, url, "/server_info"), await _read(calls, url, "/model_info")
-    for problem in problems(server, about, model, engine):
+    for problem in (*problems(server, about, model, engine), *quantization_problems(server, about, model, weights)):
         raise EngineUnfit(f"the engine at {url} {problem}")
     for path in CALLS:
         if (await _ask(calls, url, path, "OPTIONS")).status_code == 404:
             raise EngineUnfit(f"the engine at {url} has no {path}; start an SGLang of release 0.5.17 or later")
     ranks, given = int(server.get("tp_size") or 1), engine.server_args
     other = tuple(sorted(name for name in given if name in server and server[name] != given[name]))
-    return ServerFacts(str(server["version"]), str(about["model_path"]), str(server.get("device")), ranks, other)
+    release, path, device = str(server["version"]), str(about["model_path"]), str(server.get("device"))
+    return ServerFacts(release, path, device, ranks, not server.get("disable_radix_cache"), other)
 
 
 def problems(

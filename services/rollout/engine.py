@@ -113,7 +113,7 @@ def _update_of(serving: Serving, engine: Life) -> EngineUpdate | AdapterUpdate:
     if settings.lora.is_served:
         assert files is not None, "the run's settings say that adapters come as files"
         return AdapterUpdate(engine.calls, files)
-    return EngineUpdate(engine.calls, settings.engine.update_mode, engine.device, files)
+    return EngineUpdate(engine.calls, settings.engine.update_mode, engine.device, engine.shares_prefixes, files)
 
 
 def _incoming_files(serving: Serving, calls: EngineCalls) -> TakeFiles | None:

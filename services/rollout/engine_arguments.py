@@ -9,10 +9,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from services.rollout.fp8_engine import fp8_arguments
 from shared.errors import RunRejected
 from shared.loopback import is_loopback
 from shared.lora_settings import LoraSettings
-from shared.run_settings import EngineSettings, ModelSettings
+from shared.run_settings import EngineSettings, ModelSettings, WeightSettings
 
 RESERVED = {
     "model_path": "write model.path",
@@ -83,11 +84,25 @@ class EnginePlan:
         """Processes that hold a part of the weights."""
         return int(self.arguments.get("tp_size", 1))
 
+    @property
+    def shares_prefixes(self) -> bool:
+        """Whether a request may use what another one has cached."""
+        return not self.arguments.get("disable_radix_cache")
+
 
 def plan_engine(
-    model: ModelSettings, engine: EngineSettings, host: str, port: int, index: int, lora: LoraSettings | None = None
+    model: ModelSettings,
+    engine: EngineSettings,
+    host: str,
+    port: int,
+    index: int,
+    weights: WeightSettings | None = None,
+    lora: LoraSettings | None = None,
 ) -> EnginePlan:
     """The plan of engine number `index` of this node.
+
+    Args:
+        weights: how versions come, if they may be quantised.
 
     Raises:
         RunRejected: no such model or device, or a server argument that SGLang does not have or that is reserved.
@@ -113,6 +128,7 @@ def plan_engine(
         **defaults,
         **(_of_adapters(lora, device) if lora is not None and lora.is_served else {}),
         **engine.server_args,
+        **_of_quantised(model, engine, device, weights),
     }
     extra = CPU_ENVIRONMENT if device == "cpu" else CUDA_ENVIRONMENT
     loopback = {"GLOO_SOCKET_IFNAME": "lo"} if is_loopback(host) else {}
@@ -123,6 +139,19 @@ def _of_adapters(lora: LoraSettings, device: str) -> dict[str, Any]:
     """What an engine of adapters is launched with: all of them have one shape, and none is there at first."""
     shape = {"enable_lora": True, "max_lora_rank": lora.rank, "lora_target_modules": lora.target_modules}
     return {**shape, "lora_backend": "torch_native"} if device == "cpu" else shape
+
+
+def _of_quantised(
+    model: ModelSettings, engine: EngineSettings, device: str, weights: WeightSettings | None
+) -> dict[str, Any]:
+    if weights is None or weights.quantization == "none":
+        return {}
+    if device == "cpu":
+        raise RunRejected(
+            'weights.quantization is "fp8", which SGLang serves on a GPU, and this engine is on a CPU; write'
+            ' quantization = "none"'
+        )
+    return fp8_arguments(model, engine.server_args, weights)
 
 
 def find_device(wanted: str, devices: Path = Path("/dev")) -> str:

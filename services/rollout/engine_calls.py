@@ -124,15 +124,20 @@ class EngineCalls:
         await self._post("/end_weight_update", {}, SHORT_S, missing_ok=True)
 
     async def receive_bucket(
-        self, bucket: list[TensorSpec], group: str, version: int | None, deadline_s: float
+        self, bucket: list[TensorSpec], group: str, version: int | None, deadline_s: float, is_flat: bool = True
     ) -> None:
-        """Take part in one broadcast and load what it brings; `version` names the weights from now on."""
+        """Take part in a broadcast and load what it brings.
+
+        Args:
+            version: names the weights from now on.
+            is_flat: one broadcast brings the whole bucket; else there is one for each tensor.
+        """
         body: dict[str, Any] = {
             "names": [spec.name for spec in bucket],
             "dtypes": [spec.dtype for spec in bucket],
             "shapes": [spec.shape for spec in bucket],
             "group_name": group,
-            "load_format": "flattened_bucket",
+            "load_format": "flattened_bucket" if is_flat else None,
             "flush_cache": False,
         }
         if version is not None:

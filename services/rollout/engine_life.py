@@ -17,6 +17,9 @@ class Life(Protocol):
     @property
     def ranks(self) -> int: ...
 
+    @property
+    def shares_prefixes(self) -> bool: ...
+
     async def watch(self) -> None:
         """Returns never; EngineDied at the end of this life."""
         ...

@@ -62,6 +62,8 @@ class EngineUpdate:
     mode: str
     """What happens to requests in flight: retract, abort, in_place or drain."""
     device: str
+    shares_prefixes: bool = True
+    """Whether a request may use what another one has cached; never where updates are in place."""
     files: Incoming | None = None
     """For versions that come as files; None in a run whose versions are broadcast."""
     unfinished: bool = False
@@ -117,16 +119,33 @@ class EngineUpdate:
         await incoming.load(announced, part)
         lap("load")
         progress.enter("proving")
-        await self._flush()
+        if self.mode == "in_place":
+            return await self._prove_resumed(announced, lap)
+        if self.shares_prefixes:
+            await self._flush()
         lap("flush")
-        expected = announced.tensor_checksums if announced.engine_device == self.device else {}
-        found = await self.calls.checksums(until - time.time())
-        unverified = prove(expected, found)
-        lap("prove")
-        self.mixed, self.held = False, found
+        unverified = await self._prove(announced, lap)
         await self.calls.resume()
         lap("resume")
         return unverified
+
+    async def _prove(self, announced: WeightVersion, lap: "Laps") -> int:
+        expected = announced.tensor_checksums if announced.engine_device == self.device else {}
+        found = await self.calls.checksums(announced.rendezvous.done_until - time.time())
+        unverified = prove(expected, found)
+        lap("prove")
+        self.mixed, self.held = False, found
+        return unverified
+
+    async def _prove_resumed(self, announced: WeightVersion, lap: "Laps") -> int:
+        """Two short pauses in place of a long one, for requests whose tokens mix versions anyway."""
+        await self.calls.resume()
+        lap("resume")
+        try:
+            return await self._prove(announced, lap)
+        except EngineError:
+            await self.calls.pause(self.mode, announced.rendezvous.done_until - time.time())
+            raise
 
     async def _pause(self, until: float, lap: "Laps", progress: UpdateProgress) -> None:
         if self.mode == "drain":
@@ -139,8 +158,6 @@ class EngineUpdate:
 
     async def _flush(self) -> None:
         """Forget what the old weights cached: a later request could hit it, and its log-probabilities would be off."""
-        if self.mode == "in_place":
-            return  # requests go on with their own cache; there is no shared one, see the launch arguments
         if await self._is_flushed(FLUSH_TRIES if self.mode == "abort" else 1):
             return
         # SGLang before 0.5.20 never flushes while retracted requests wait. Ended, they answer with what they have.

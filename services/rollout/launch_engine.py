@@ -64,6 +64,10 @@ class EngineProcess:
         return self.plan.ranks
 
     @property
+    def shares_prefixes(self) -> bool:
+        return self.plan.shares_prefixes
+
+    @property
     def alive(self) -> bool:
         return self._process.poll() is None
 

@@ -144,7 +144,7 @@ class WeightPuller:
             return
         self._failures, self._failed_at, seconds = 0, 0.0, self._seconds(started)
         done = replace(self._part(announced), state="done", checksum=announced.checksum, seconds=seconds)
-        done = replace(done, unverified=unverified)
+        done = replace(done, unverified=unverified, since=time.time())
         self._proof = Proof(announced.version, announced.checksum, done)
         phases = {f"{phase}_s": value for phase, value in seconds.items()}
         self._log.info("weights_pulled", run=self._run, version=announced.version, unverified=unverified, **phases)

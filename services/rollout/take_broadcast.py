@@ -49,9 +49,11 @@ class TakeBroadcast:
     async def load(self, announced: WeightVersion, part: Part) -> None:
         """Receive bucket after bucket; the last one names the version."""
         until, last = announced.rendezvous.done_until, len(announced.buckets) - 1
+        is_flat = announced.rendezvous.backend == "gloo"
         for number, bucket in enumerate(announced.buckets):
             named = announced.version if number == last else None
-            await self._calls.receive_bucket(bucket, part.group, named, min(until - time.time(), _longest_s(bucket)))
+            deadline_s = min(until - time.time(), _longest_s(bucket))
+            await self._calls.receive_bucket(bucket, part.group, named, deadline_s, is_flat)
         await self._calls.end_update()
 
     async def give_up(self, announced: WeightVersion) -> None:

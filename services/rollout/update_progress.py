@@ -9,13 +9,13 @@ from dataclasses import replace
 from redis.asyncio import Redis
 
 from services.rollout.engine_calls import EngineError
-from shared.enrolment import Part, State, Word, listen, write_answer
+from shared.enrolment import Part, State, Word, await_word, listen, write_answer
 from shared.logs import Log
 from shared.redis_connection import UNREACHABLE
 from shared.tasks import end
 from shared.topology import Keys
 
-WORD_POLL_S = 0.002
+LOOK_S = 0.25
 SILENCE_S = 8.0
 """A trainer that has said nothing for so long is gone, or cannot reach Redis either."""
 WRITE_S = 2.0
@@ -70,7 +70,7 @@ class UpdateProgress:
                 last, heard = word, time.monotonic()
             if time.monotonic() - heard > SILENCE_S:
                 raise NotCleared(f"the trainer was silent for {SILENCE_S:g} s while the engine was ready")
-            await asyncio.sleep(WORD_POLL_S)
+            await self._wait(min(LOOK_S, until - time.time()))
         raise NotCleared("the deadline passed while the engine was ready and others were not")
 
     async def _listen(self) -> Word | None:
@@ -78,6 +78,12 @@ class UpdateProgress:
             word = await listen(self._redis, self._keys, self._version, self._engine)
             return word if word is not None and word.announcement == self._part.announcement else None
         return None
+
+    async def _wait(self, deadline_s: float) -> None:
+        try:
+            await await_word(self._redis, self._keys, self._version, self._engine, deadline_s)
+        except UNREACHABLE:
+            await asyncio.sleep(LOOK_S)
 
     async def _write(self) -> None:
         while True:

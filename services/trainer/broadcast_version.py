@@ -8,14 +8,15 @@ from dataclasses import dataclass, field
 
 from services.trainer.gather_engines import Engines, Gathering
 from services.trainer.kept_groups import KeptGroups
-from services.trainer.plan_waves import plan_waves
-from services.trainer.send_wave import Offer, WaveSender
+from services.trainer.plan_waves import Party, plan_waves
+from services.trainer.send_party import Offer, PartySender
 from services.trainer.stage_weights import Staged
 from services.trainer.step_ledger import StepLedger
 from shared.enrolment import Part
 from shared.logs import Log
 from shared.messages import Rendezvous, WeightVersion
 from shared.redis_connection import UNREACHABLE
+from shared.tasks import end
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +42,17 @@ class Outcome:
     seconds: dict[str, float] = field(default_factory=dict[str, float])
     """By phase: write, enrol, connect, ready, broadcast, lend, prove; sums over the waves."""
 
+    def merge(self, parties: Iterable["Outcome"]) -> None:
+        """Add what became of parties at the same time: a phase took as long as with the slowest of them."""
+        together: dict[str, float] = {}
+        for party in parties:
+            self.done.update(party.done)
+            self.failed.update(party.failed)
+            for phase, seconds in party.seconds.items():
+                together[phase] = max(together.get(phase, 0.0), seconds)
+        for phase, seconds in together.items():
+            self.seconds[phase] = self.seconds.get(phase, 0.0) + seconds
+
     def sort(self, waiting: Iterable[str], parts: Mapping[str, Part], engines: Engines) -> None:
         """Into done and failed, by how the parts of those who took part have ended; nobody waits again for the rest."""
         for name in waiting:
@@ -57,13 +69,13 @@ class Outcome:
 class Broadcaster:
     """See Transport: the rendezvous and the groups of one run."""
 
-    def __init__(self, ledger: StepLedger, host: str, enrol_s: float, max_unavailable: int, log: Log) -> None:
-        """`max_unavailable`: engines that are paused at the same time; 0 for all."""
+    def __init__(self, ledger: StepLedger, host: str, enrol_s: float, sizes: tuple[int, int], log: Log) -> None:
+        """`sizes`: most engines that are paused at the same time, and that share a group; 0 for all."""
         self.engines = Engines(ledger.redis, ledger.run)
         self._ledger, self._run = ledger, ledger.run
-        self._enrol_s, self._max_unavailable = enrol_s, max_unavailable
+        self._enrol_s, (self._max_unavailable, self._per_group) = enrol_s, sizes
         self._groups = KeptGroups(host)
-        self._waves = WaveSender(ledger.run, self.engines, self._groups, log)
+        self._sender = PartySender(ledger.run, self.engines, self._groups, log)
         self._failed: set[str] = set()
         """By the last round; they may be paused, and come first in the next one."""
 
@@ -111,16 +123,31 @@ class Broadcaster:
     async def _send(self, offer: Offer, gathering: Gathering, outcome: Outcome) -> None:
         """Send to the engines that wait, wave after wave, and sort them into done, failed and those still waiting."""
         self._groups.keep_only([*gathering.members, *Gathering(gathering.holding, {}).members])
-        waves = plan_waves(gathering, self._max_unavailable, self._groups.members, self._failed)
+        kept = self._groups.members
         left = set(gathering.waiting)
-        for number, wave in enumerate(waves):
-            name, waiting = f"{offer.announcement}-{number}", wave.gathering.waiting
-            left -= waiting.keys()
+        for wave in plan_waves(gathering, self._max_unavailable, self._failed, self._per_group, kept):
+            left -= wave.gathering.waiting.keys()
+            sending = [asyncio.create_task(self._send_party(offer, party)) for party in wave.parties]
             try:
-                outcome.sort(waiting, await self._waves.send(offer, wave, name, outcome.seconds), self.engines)
-            except RuntimeError as error:
-                outcome.failed.update(dict.fromkeys(waiting, f"the engines did not all join: {error}"))
+                sent = await asyncio.gather(*sending)
+            finally:
+                await end(*sending)
+            outcome.merge([each for each, _ in sent])
+            for failure in (failure for _, failure in sent if failure is not None):
+                self._groups.meet_anew(failure)
             if outcome.failed:
-                self._groups.drop(wave.group or name)
                 break
         outcome.waiting = tuple(sorted(left))
+
+    async def _send_party(self, offer: Offer, party: Party) -> tuple[Outcome, RuntimeError | None]:
+        """What became of the party, and why its group could not be made."""
+        outcome, failure, waiting = Outcome(), None, party.gathering.waiting
+        name = f"{offer.announcement}-{min(waiting)}"
+        try:
+            outcome.sort(waiting, await self._sender.send(offer, party, name, outcome.seconds), self.engines)
+        except RuntimeError as error:
+            failure = error
+            outcome.failed.update(dict.fromkeys(waiting, f"the engines did not all join: {error}"))
+        if outcome.failed:
+            self._groups.drop(party.group or name)
+        return outcome, failure

@@ -37,4 +37,4 @@ async def clear_engines(
         if now >= next_beat:
             await engines.say(version, names, Word(announcement, "wait", beat))
             beat, next_beat = beat + 1, now + BEAT_S
-        await engines.wait(version)
+        await engines.wait(version, names)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 
 from services.trainer.backend import State
+from services.trainer.quantise_weights import as_announced
 from services.trainer.weight_hashes import checksum
 from shared.messages import WeightVersion
 
@@ -67,8 +68,8 @@ def against_checkpoint(recorded: State, replayed: State) -> WeightCheck:
 def against_version(announced: WeightVersion, named: Mapping[str, torch.Tensor]) -> WeightCheck:
     """Weights against the checksum that was published with them."""
     order = [spec.name for bucket in announced.buckets for spec in bucket]
-    same_names = set(order) == set(named)
-    equal = same_names and checksum(named, announced.engine_device) == announced.checksum
+    published = dict(as_announced(named.items(), announced.buckets))
+    equal = set(order) == set(published) and checksum(published, announced.engine_device) == announced.checksum
     return WeightCheck("published version", equal, len(order), [], 0.0)
 
 

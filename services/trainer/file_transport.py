@@ -9,7 +9,7 @@ from services.trainer.broadcast_version import Outcome, Proofs
 from services.trainer.gather_engines import Engines, Gathering
 from services.trainer.plan_waves import plan_waves
 from services.trainer.rendezvous import in_thread
-from services.trainer.send_wave import Offer
+from services.trainer.send_party import Offer
 from services.trainer.stage_weights import Staged
 from services.trainer.step_ledger import StepLedger
 from services.trainer.tell import tell
@@ -127,7 +127,7 @@ class FileTransport:
     async def _send(self, offer: Offer, gathering: Gathering, outcome: Outcome) -> None:
         """Have the engines that wait take the files, wave after wave, and sort them as they end."""
         left = set(gathering.waiting)
-        for wave in plan_waves(gathering, self._max_unavailable, {}, self._failed):
+        for wave in plan_waves(gathering, self._max_unavailable, self._failed):
             await self.engines.start(offer.staged.version, wave.gathering, offer.announcement)
             await self._follow(offer, wave.gathering.waiting.keys(), outcome)
             left -= wave.gathering.waiting.keys()
@@ -139,7 +139,7 @@ class FileTransport:
         """Wait for the engines' answers, and sort them into done and failed."""
         parts: dict[str, Part] = {}
         while len(parts) < len(names) and offer.left_s > 0:
-            await self.engines.wait(offer.staged.version)
+            await self.engines.wait(offer.staged.version, names)
             parts = await self.engines.ended(offer.staged.version, offer.announcement, names)
         outcome.sort(names, parts, self.engines)
         self._refused = self._refused or any(part.files_refused for part in parts.values())

@@ -1,7 +1,7 @@
 """The metrics of a run's first step, for which several models are one and the same -> where they do not agree."""
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 FIRST_UPDATE = "first_update_"
@@ -24,6 +24,8 @@ class Bounds:
 
 
 BOUNDS = {"float32": Bounds(1e-3, 1e-2, 1e-3, 1e-4), "bfloat16": Bounds(0.1, None, 0.3, 1e-2)}
+IN_FP8 = 0.3
+"""`engine_nats` of an engine that serves fp8, which rounds weights and activations."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +34,8 @@ class FirstStep:
 
     step: int
     dtype: Literal["float32", "bfloat16"]
+    is_quantised: bool
+    """What the engine serves."""
     is_reference: bool
     """The reference is the model that the step starts from."""
     old_policy: Literal["behaviour", "proximal"]
@@ -45,6 +49,7 @@ def first_step_problems(first: FirstStep | None, metrics: Mapping[str, float]) -
     if first is None:
         return
     bounds = BOUNDS[first.dtype]
+    bounds = replace(bounds, engine_nats=IN_FP8) if first.is_quantised else bounds
     found = {name: metrics.get(f"{FIRST_UPDATE}{name}", metrics.get(name)) for name in OF_FIRST_UPDATE}
     if metrics.get("staleness_max", 0) == 0:
         yield from _engine(found["logprob_diff_mean_abs"], bounds)

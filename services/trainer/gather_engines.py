@@ -76,11 +76,11 @@ class Engines:
                 holding = {name: part for name, part in answers.items() if _holds(part, checksum)}
                 waiting = {name: part for name, part in answers.items() if part.state == "enrolled"}
                 return Gathering({n: part for n, part in waiting.items() if n not in self.given_up}, holding)
-            await self.wait(version, min(LOOK_S, until - time.time()))
+            await self.wait(version, up - answers.keys(), min(LOOK_S, until - time.time()))
 
-    async def wait(self, version: int, deadline_s: float = LOOK_S) -> None:
-        """Return as soon as an engine has answered since the last time, or after `deadline_s` seconds."""
-        await await_answer(self._redis, self._keys, version, deadline_s)
+    async def wait(self, version: int, names: Collection[str], deadline_s: float = LOOK_S) -> None:
+        """Return as soon as one of `names` has answered since the last time, or after `deadline_s` seconds."""
+        await await_answer(self._redis, self._keys, version, names, deadline_s)
 
     async def start(
         self,

@@ -1,6 +1,6 @@
-"""Engines of a wave -> the process group with them: the one that they are in, or a new one, kept for the next version.
+"""Engines of a party -> the process group with them: the one that they are in, or a new one, kept for the next version.
 
-An engine is in one group at a time. So there are as many groups as an update has waves, each as small as its wave.
+An engine is in one group at a time, and shares it only with its party.
 """
 
 import asyncio
@@ -42,14 +42,15 @@ class KeptGroups:
             if joining & {member.name for member in of}:
                 self.drop(old)
         meeting = self.meeting()
-        try:
-            group = await in_thread(lambda: Communicator(meeting, name, members, backend, wait_s))
-        except RuntimeError as error:
-            meeting.close(error)
-            self._meeting = None
-            raise
+        group = await in_thread(lambda: Communicator(meeting, name, members, backend, wait_s))
         self._groups[name] = group
         return group
+
+    def meet_anew(self, failure: RuntimeError) -> None:
+        """Set engines free that wait at the store for a group that could not be made; nobody else may be on the way."""
+        if self._meeting is not None:
+            self._meeting.close(failure)
+        self._meeting = None
 
     def keep_only(self, present: Collection[Member]) -> None:
         """Drop the groups of which a member is gone: they will never be whole again."""

@@ -10,7 +10,7 @@ from services.trainer.gather_engines import Engines, Gathering
 from services.trainer.lend_memory import LentMemory
 from services.trainer.plan_waves import plan_waves
 from services.trainer.rendezvous import in_thread
-from services.trainer.send_wave import Offer
+from services.trainer.send_party import Offer
 from services.trainer.stage_weights import Staged
 from services.trainer.step_ledger import StepLedger
 from services.trainer.weight_buckets import WeightBuckets
@@ -42,7 +42,7 @@ class Lender:
         outcome.done.update(gathering.holding)
         outcome.seconds["enrol"] = time.monotonic() - started
         left = set(gathering.waiting)
-        for wave in plan_waves(gathering, self._max_unavailable, {}, self._failed):
+        for wave in plan_waves(gathering, self._max_unavailable, self._failed):
             await self._lend(offer, wave.gathering, outcome)
             left -= wave.gathering.waiting.keys()
             if outcome.failed:
@@ -97,4 +97,4 @@ class Lender:
             parts = await self.engines.ended(offer.staged.version, offer.announcement, names)
             if len(parts) == len(names) or offer.left_s <= 0:
                 return parts
-            await self.engines.wait(offer.staged.version)
+            await self.engines.wait(offer.staged.version, names)

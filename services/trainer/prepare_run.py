@@ -20,6 +20,7 @@ from services.trainer.ledger_on_disk import LedgerOnDisk
 from services.trainer.load_model import choose_device
 from services.trainer.loop import TrainingLoop
 from services.trainer.publish_versions import CountedVersions, PublishedVersions, Publisher
+from services.trainer.quantise_weights import published_weights
 from services.trainer.recorded_run import note_run, own_folder, owner_of
 from services.trainer.retention import Retention
 from services.trainer.roll_back import GoBack
@@ -100,8 +101,8 @@ async def prepare_run(
     is_stopping = partial(_is_stopping, Runs(redis), serving.run, await_redis)
     gate = EvaluationGate(redis, settings, is_stopping, await_redis, log)
     publisher = open_publisher(serving, ledger) if settings.kind == "rl" else None
-    counted = CountedVersions(ledger, await_redis)
-    versions = PublishedVersions(publisher, learner, compute, gate, position.told) if publisher else counted
+    weights, counted = published_weights(learner, settings.weights), CountedVersions(ledger, await_redis)
+    versions = PublishedVersions(publisher, weights, compute, gate, position.told) if publisher else counted
     writer = CheckpointWriter(checkpoints, compute, log)
     archive = StepArchive(redis, keys, ledger, folder) if settings.trainer.archive else None
     loop = TrainingLoop(

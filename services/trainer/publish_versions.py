@@ -1,18 +1,19 @@
 """Finished steps -> weight versions: a snapshot at once, its publication while the next step waits and trains."""
 
 import asyncio
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any, Protocol
 
 import torch
 
 from services.trainer.compute_thread import ComputeThread
 from services.trainer.evaluation_gate import EvaluationGate
-from services.trainer.learner import Learner
 from services.trainer.step_ledger import StepLedger
 from shared.await_redis import AwaitRedis
 from shared.tasks import end
 
+Weights = Callable[[], Iterable[tuple[str, torch.Tensor]]]
+"""Those of the learner as they are now, by the names and in the types that engines load."""
 NOTHING = -1
 """No version: nobody evaluates it."""
 
@@ -57,16 +58,11 @@ class PublishedVersions:
     """
 
     def __init__(
-        self, publisher: Publisher, learner: Learner, compute: ComputeThread, gate: EvaluationGate, first: int
+        self, publisher: Publisher, weights: Weights, compute: ComputeThread, gate: EvaluationGate, first: int
     ) -> None:
         """`first`: the version that engines were told of last; older ones, trained again, are not for them."""
-        self._publisher, self._learner, self._compute, self._gate, self._first = (
-            publisher,
-            learner,
-            compute,
-            gate,
-            first,
-        )
+        self._publisher, self._weights, self._compute = publisher, weights, compute
+        self._gate, self._first = gate, first
         self._published = first - 1
         """The one whose evaluation the next one waits for."""
         self._is_wanted = False
@@ -105,7 +101,7 @@ class PublishedVersions:
             await end(self._in_flight)
 
     def _stage(self, version: int) -> tuple[int, Any]:
-        return version, self._publisher.stage(version, version, self._learner.named_tensors())
+        return version, self._publisher.stage(version, version, self._weights())
 
     async def _publish(self) -> None:
         while self._waiting is not None:

@@ -46,6 +46,8 @@ class Deadlines:
     """For a first engine to come up at all, before version 0."""
     max_unavailable: int = 0
     """Engines that are paused for a version at the same time; 0 for all."""
+    engines_per_group: int = 1
+    """Engines that share a process group; 0 for all."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,7 +109,8 @@ class WeightPublisher:
         self._await_redis = await_redis or AwaitRedis(log, ledger.run)
         self._stage = Stage(bucket_mib * MIB, staging)
         waits = self._deadlines
-        self._transport = transport or Broadcaster(ledger, host, waits.enrol_s, waits.max_unavailable, log)
+        sizes = (waits.max_unavailable, waits.engines_per_group)
+        self._transport = transport or Broadcaster(ledger, host, waits.enrol_s, sizes, log)
         self._lock, self._beside = asyncio.Lock(), BesideTraining()
         self._newest: tuple[Staged, Proofs] | None = None
 

@@ -82,8 +82,9 @@ class Communicator:
                 for bucket in buckets.to_send():
                     options = c10d.BroadcastOptions()
                     options.rootRank, options.rootTensor = 0, 0
-                    options.timeout = timedelta(seconds=STALL_S + bucket.numel() / SLOWEST_BYTES_S)
-                    group.broadcast([bucket], options).wait()
+                    options.timeout = timedelta(seconds=STALL_S + sum(t.nbytes for t in bucket) / SLOWEST_BYTES_S)
+                    for work in [group.broadcast([tensor], options) for tensor in bucket]:
+                        work.wait()
         finally:
             del group  # an exception keeps this frame, and connections close with the last reference to the group
 

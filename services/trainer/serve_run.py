@@ -134,6 +134,7 @@ def _open_publisher(serving: Serving, ledger: StepLedger) -> WeightPublisher:
         enrol_s=weights.enrol_deadline_s,
         update_s=weights.update_deadline_s,
         max_unavailable=weights.max_unavailable,
+        engines_per_group=weights.engines_per_group,
     )
     transport, log, await_redis = _transport(serving, ledger), serving.place.log, serving.await_redis()
     staging = "device" if weights.transport == "ipc" else weights.staging

@@ -43,16 +43,16 @@ class Stage:
 
     def stage(self, version: int, step: int, named_tensors: Iterable[tuple[str, torch.Tensor]]) -> Staged:
         """Copy the parameters; a snapshot that still waits to be published is replaced."""
-        tensors = [(name, tensor.detach()) for name, tensor in named_tensors]
         if not self._sets:
-            self._sets = self._plan(plan_buckets(tensors, self._limit), tensors[0][1].device)
+            named_tensors = list(named_tensors)
+            self._sets = self._plan(plan_buckets(named_tensors, self._limit), named_tensors[0][1].device)
         with self._choosing:
             if self._waiting is not None:
                 self._waiting.replaced = True
             kept = self._published.buckets if self._published else None
             buckets = next(each for each in self._sets if each is not kept)
             self._waiting = staged = Staged(version, step, buckets)
-        buckets.copy_from(tensors)
+        buckets.copy_from((name, tensor.detach()) for name, tensor in named_tensors)
         return staged
 
     def publish(self, staged: Staged) -> bool:

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -16,6 +17,7 @@ from services.trainer.model_files import model_files
 from services.trainer.stage_weights import Staged
 from services.trainer.version_names import VersionName
 from shared.content_hash import content_hash, running_hash
+from shared.fp8_checkpoint import FP8, quantization_config
 from shared.messages import TensorSpec, WeightFiles
 from shared.safetensors_file import header_of, nbytes_of, width_of
 from shared.weight_files import (
@@ -54,11 +56,11 @@ class RunFiles:
         """Of the names of the files with weights."""
         return "adapter_model" if self.adapter else "model"
 
-    def beside(self) -> dict[str, bytes]:
-        """What stands beside the weights in a full version, by name."""
+    def beside(self, quantization: dict[str, Any] | None) -> dict[str, bytes]:
+        """What stands beside the weights in a full version, by name; `quantization` as for model_files."""
         if self.adapter is not None:
             return {ADAPTER_CONFIG: adapter_config(self.adapter, self.model)}
-        return model_files(self.model, self.dtype)
+        return model_files(self.model, self.dtype, quantization)
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,7 +163,8 @@ class _Version:
 
     def write_model(self, about: RunFiles) -> dict[str, str]:
         """A Hugging Face folder; returns the hash of each file beside the shards."""
-        beside, layout = about.beside(), self.staged.buckets.layout
+        layout = self.staged.buckets.layout
+        beside = about.beside(_quantization(layout))
         for file, bucket, content in zip(self._files(), layout, self.contents, strict=True):
             self.write(file, [header_of(bucket), content.data])
         if len(layout) > 1:
@@ -212,6 +215,13 @@ class _Version:
         layout = self.staged.buckets.layout
         places = {spec.name: file for file, bucket in zip(self._files(), layout, strict=True) for spec in bucket}
         return json.dumps({"metadata": {"total_size": self.staged.buckets.nbytes}, "weight_map": places}).encode()
+
+
+def _quantization(layout: list[list[TensorSpec]]) -> dict[str, Any] | None:
+    """What config.json says about tensors in fp8; None if there are none."""
+    specs = [spec for bucket in layout for spec in bucket]
+    converted = {spec.name for spec in specs if spec.dtype == FP8}
+    return quantization_config(converted, {spec.name: spec.shape for spec in specs}) if converted else None
 
 
 def _on_host(flat: torch.Tensor, keep: bool) -> Bytes:

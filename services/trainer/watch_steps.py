@@ -78,6 +78,7 @@ def watch_of(run: str, settings: RunSettings, tell: Tell) -> StepWatch:
     first = FirstStep(
         step=branch.step + 1 if branch else 1,
         dtype=settings.model.dtype,
+        is_quantised=settings.weights.quantization != "none",
         is_reference=is_initial,
         old_policy=trainer.loss.old_policy,
         beta=trainer.dpo.beta,

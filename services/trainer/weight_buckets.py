@@ -20,11 +20,9 @@ class WeightBuckets:
         self.tensors: dict[str, torch.Tensor] = {}
         """Views into the buckets, by name, in the order of the layout."""
         for bucket in layout:
-            sizes = [_bytes(spec) for spec in bucket]
-            flat = torch.empty(sum(sizes), dtype=torch.uint8, device=memory, pin_memory=self.is_on_host)
+            flat = torch.empty(sum(map(_bytes, bucket)), dtype=torch.uint8, device=memory, pin_memory=self.is_on_host)
             self.flat.append(flat)
-            for spec, part in zip(bucket, flat.split(sizes), strict=True):
-                self.tensors[spec.name] = part.view(_dtype(spec.dtype)).view(spec.shape)
+            self.tensors.update(zip((spec.name for spec in bucket), _views(flat, bucket), strict=True))
 
     @torch.no_grad()
     def copy_from(self, named_tensors: Iterable[tuple[str, torch.Tensor]]) -> None:
@@ -48,13 +46,16 @@ class WeightBuckets:
         if self._copied is not None:
             self._copied.synchronize()
 
-    def to_send(self) -> Iterator[torch.Tensor]:
-        """The buckets in order, on the device; each is to be sent by the current stream before the next is asked for.
+    def to_send(self) -> Iterator[list[torch.Tensor]]:
+        """The buckets in order, each as what is broadcast of it: all at once on a CPU, tensor by tensor on a GPU.
 
-        Those that lie on the host go through two buffers: one is filled while the other is sent.
+        There SGLang receives tensors where it needs no second copy of the bucket. Each bucket is to be sent by the
+        current stream before the next is asked for. Those that lie on the host go through two buffers on the device:
+        one is filled while the other is sent.
         """
         if not self.is_on_host:
-            yield from self.flat
+            for flat, bucket in zip(self.flat, self.layout, strict=True):
+                yield [self.tensors[spec.name] for spec in bucket] if self.backend == "nccl" else [flat]
             return
         sending, copying = torch.cuda.current_stream(self.device), torch.cuda.Stream(self.device)
         largest = max(flat.numel() for flat in self.flat)
@@ -66,7 +67,7 @@ class WeightBuckets:
                 filled = buffer[: flat.numel()]
                 filled.copy_(flat, non_blocking=True)
             sending.wait_stream(copying)
-            yield filled
+            yield _views(filled, self.layout[number])
             sent.record(sending)
 
     @property
@@ -100,6 +101,11 @@ def plan_buckets(named_tensors: Iterable[tuple[str, torch.Tensor]], limit_bytes:
         buckets[-1].append(spec)
         filled += _bytes(spec)
     return buckets
+
+
+def _views(flat: torch.Tensor, bucket: list[TensorSpec]) -> list[torch.Tensor]:
+    parts = flat.split([_bytes(spec) for spec in bucket])
+    return [part.view(_dtype(spec.dtype)).view(spec.shape) for spec, part in zip(bucket, parts, strict=True)]
 
 
 def _bytes(spec: TensorSpec) -> int:

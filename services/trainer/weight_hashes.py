@@ -2,12 +2,14 @@
 
 import hashlib
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
 
+from services.trainer.fp8_blocks import from_blocks
 from services.trainer.word_hash import word_hashes
+from shared.fp8_checkpoint import SCALE, scale_name
 
 VOCABULARY_ROWS = 64
 """SGLang pads embeddings and output heads with rows of zeros to a multiple of this."""
@@ -21,15 +23,18 @@ def engine_checksums(
 ) -> dict[str, str]:
     """The hash of every parameter as SGLang's weight checker computes it, by the names of an engine with one rank.
 
+    A matrix in fp8 has no hash of its numbers and none of its scales there, but one of what they stand for in bfloat16.
+
     Args:
         engine: `cpu`, where the checker takes the first 8 bytes of the SHA-256 of a parameter's bytes; or `cuda`, where
             it takes their `word_hash`.
         at: the device that computes word hashes; tensors that lie elsewhere are copied there one after the other.
     """
     parameters = _engine_parameters(tensors)
+    held = ([*_held(name, parts, tensors, at)] for name, parts in parameters.items())
     if engine == "cpu":
-        return {name: _sha256(parts)[:16] for name, parts in parameters.items()}
-    return dict(zip(parameters, word_hashes(parameters.values(), at), strict=True))
+        return {name: _sha256(parts)[:16] for name, parts in zip(parameters, held, strict=True)}
+    return dict(zip(parameters, word_hashes(held, at), strict=True))
 
 
 def digest(hashes: Mapping[str, str]) -> str:
@@ -43,16 +48,20 @@ def checksum(tensors: Mapping[str, torch.Tensor], engine: str) -> str:
     return digest(engine_checksums(tensors, engine))
 
 
-def _engine_parameters(tensors: Mapping[str, torch.Tensor]) -> dict[str, list[torch.Tensor]]:
+def _engine_parameters(tensors: Mapping[str, torch.Tensor]) -> dict[str, list[str]]:
     """Name in the engine -> the tensors whose rows it holds, one after the other."""
-    parameters: dict[str, list[torch.Tensor]] = {}
-    for name, tensor in tensors.items():
-        fused, parts = _fused(name, tensors)
-        parameters[fused] = [tensors[part] for part in parts]
-        if VOCABULARY.search(name) and tensor.shape[0] % VOCABULARY_ROWS:
-            rows = VOCABULARY_ROWS - tensor.shape[0] % VOCABULARY_ROWS
-            parameters[name].append(tensor.new_zeros((rows, *tensor.shape[1:])))
-    return parameters
+    return dict(_fused(name, tensors) for name in tensors if not name.endswith(SCALE))
+
+
+def _held(
+    name: str, parts: Sequence[str], tensors: Mapping[str, torch.Tensor], at: torch.device | None
+) -> Iterator[torch.Tensor]:
+    """The rows of one parameter."""
+    for part in parts:
+        tensor, scales = tensors[part], tensors.get(scale_name(part))
+        yield tensor if scales is None else from_blocks(tensor.to(at), scales.to(at))
+    if VOCABULARY.search(name) and (short := -tensors[name].shape[0] % VOCABULARY_ROWS):
+        yield tensors[name].new_zeros((short, *tensors[name].shape[1:]))
 
 
 def _fused(name: str, tensors: Mapping[str, torch.Tensor]) -> tuple[str, list[str]]:

@@ -17,6 +17,7 @@ from sluice.cli import (
     ledger,
     lineage,
     logs,
+    quantize,
     replay,
     runs,
     status,
@@ -39,6 +40,7 @@ app.command("status")(status.status)
 app.command("logs")(logs.logs)
 app.command("doctor")(doctor.doctor)
 app.command("chat")(chat.chat)
+app.command("quantize")(quantize.quantize)
 app.command("replay")(replay.replay)
 app.command("branch")(branch.branch)
 app.command("ledger")(ledger.ledger)

@@ -39,4 +39,13 @@ def test_versions_go_through_publisher_and_sidecar_are_proven_and_compared_with_
     assert all(value > 0 for value in row["seconds"].values())
     assert row["seconds"]["transfer"] + row["seconds"]["load"] < row["seconds"]["total"]
     assert row["ratio_to_plain_broadcast"] > 0
-    assert f"| {transport} | 0.05 | {place} |" in capsys.readouterr().out
+    assert f"| {transport} | none | 0.05 | {place} |" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("transport", ["gloo", "ipc"])
+def test_versions_in_fp8_have_half_of_the_bytes_and_are_proven_likewise(tmp_path: Path, transport: str) -> None:
+    file, size = tmp_path / "rows.json", ["--sizes-gb", "0.05", "--versions", "1", "--bucket-mib", "16"]
+    weights.main([*size, "--transport", transport, "--quantization", "fp8", "--json", str(file)])
+    (row,) = json.loads(file.read_text())
+    assert (row["quantization"], row["tensors"]) == ("fp8", 4)
+    assert row["nbytes"] == pytest.approx(0.025e9 * (1 + 4 / 128**2), rel=1e-3)

@@ -45,6 +45,10 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
         {"lora": {**SERVED, "target_modules": ["q_proj", "v_proj"]}, "weights": FILES},
         r"has q_proj, v_proj, and engines keep q_proj, k_proj, v_proj as one layer",
     ),
+    "adapters beside a model in fp8": (
+        {"lora": SERVED, "weights": {**FILES, "quantization": "fp8"}, "model": {"dtype": "bfloat16"}},
+        r'quantization is "fp8", and engines keep the model that adapters are for as it is',
+    ),
     "adapters for no engine": ({"kind": "sft", "lora": SERVED}, r"lora\.publish has no effect in a run of kind 'sft'"),
 }
 

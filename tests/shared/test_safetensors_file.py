@@ -5,10 +5,10 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors import safe_open
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from shared.messages import TensorSpec
-from shared.safetensors_file import CODES, header_of, nbytes_of, spans_of
+from shared.safetensors_file import CODES, header_of, nbytes_of, shapes_in, spans_of
 
 
 @pytest.mark.parametrize("dtype", CODES)
@@ -37,6 +37,16 @@ def test_spans_are_where_the_bytes_of_each_tensor_are() -> None:
     assert len(header) % 8 == 0
     assert [(spans[name].start - len(header), spans[name].nbytes) for name in "abc"] == [(0, 12), (12, 8), (20, 1)]
     assert [nbytes_of(spec) for spec in specs] == [12, 8, 1]
+
+
+def test_the_shapes_of_a_folder_are_those_in_all_its_files(tmp_path: Path) -> None:
+    assert shapes_in(tmp_path) == {}
+    save_file({"a": torch.zeros(2, 3), "b": torch.zeros(())}, tmp_path / "model-1.safetensors", {"format": "pt"})
+    save_file({"c": torch.zeros(5, dtype=torch.bfloat16)}, tmp_path / "model-2.safetensors")
+    assert shapes_in(tmp_path) == {"a": [2, 3], "b": [], "c": [5]}
+    (tmp_path / "model-3.safetensors").write_bytes(b"\xff" * 40)
+    with pytest.raises(ValueError, match="is no safetensors file"):
+        shapes_in(tmp_path)
 
 
 def raw(tensor: torch.Tensor) -> bytes:

@@ -41,7 +41,7 @@ class Engine:
         files = TakeFiles(calls, HostCopy(self.folder), self.in_place, events)
         identity = EngineIdentity(self.name, f"{self.name}-1", 1)
         puller = WeightPuller(
-            self.redis, self.run, identity, EngineUpdate(calls, "retract", "cpu", files), Log("engine")
+            self.redis, self.run, identity, EngineUpdate(calls, "retract", "cpu", files=files), Log("engine")
         )
         task = asyncio.create_task(puller.follow(self._on_proven, self._on_failed))
         await announce(self.redis, self.run, f"engine-up/{self.name}")

@@ -11,6 +11,8 @@ import httpx
 import torch
 from safetensors.torch import load_file
 
+from services.trainer.fp8_blocks import from_blocks
+
 
 @dataclass
 class LoadingServer:
@@ -38,7 +40,10 @@ class LoadingServer:
 
     def _hashes(self) -> dict[str, str]:
         """As SGLang's checker has them on a CPU."""
-        raw = {name: tensor.reshape(-1).view(torch.uint8).numpy() for name, tensor in self.weights.items()}
+        scales = {name: f"{name}_scale_inv" for name in self.weights if f"{name}_scale_inv" in self.weights}
+        meant = {name: from_blocks(self.weights[name], self.weights[of]) for name, of in scales.items()}
+        held = {name: tensor for name, tensor in self.weights.items() if name not in scales.values()}
+        raw = {name: tensor.reshape(-1).view(torch.uint8).numpy() for name, tensor in {**held, **meant}.items()}
         return {name: hashlib.sha256(content).hexdigest()[:16] for name, content in raw.items()}
 
     def _load(self, body: dict[str, Any]) -> httpx.Response:

@@ -71,10 +71,11 @@ class Server:
 class Sidecar:
     redis: Redis
     server: Server
-    puller: WeightPuller
     update: EngineUpdate
     proven: int = 0
     failures: list[Part | None] = field(default_factory=list)
+    task: "asyncio.Task[None] | None" = None
+    """Follows the announcements."""
 
     def on_proven(self) -> None:
         self.proven += 1
@@ -123,18 +124,20 @@ Start = Callable[..., contextlib.AbstractAsyncContextManager[Sidecar]]
 
 
 @contextlib.asynccontextmanager
-async def following(redis: Redis, server: Server | None = None, mode: str = "retract") -> AsyncGenerator[Sidecar]:
+async def following(
+    redis: Redis, server: Server | None = None, mode: str = "retract", shares_prefixes: bool = True
+) -> AsyncGenerator[Sidecar]:
     """A sidecar that follows the announcements of the run."""
     server = server or Server()
     calls = EngineCalls("http://engine", httpx.MockTransport(server.answer))
-    update = EngineUpdate(calls, mode, "cpu")
+    update = EngineUpdate(calls, mode, "cpu", shares_prefixes)
     puller = WeightPuller(redis, RUN, EngineIdentity(NAME, "life-1", 1), update, Log("engine"))
-    sidecar = Sidecar(redis, server, puller, update)
-    task = asyncio.create_task(puller.follow(sidecar.on_proven, sidecar.on_failed))
+    sidecar = Sidecar(redis, server, update)
+    sidecar.task = asyncio.create_task(puller.follow(sidecar.on_proven, sidecar.on_failed))
     try:
         yield sidecar
     finally:
-        await end(task)
+        await end(sidecar.task)
         await calls.close()
 
 

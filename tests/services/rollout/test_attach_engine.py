@@ -18,8 +18,9 @@ from shared.deployment import Deployment
 from shared.errors import RunRejected
 from shared.logs import Log
 from shared.messages import Event, TensorSpec
-from shared.run_settings import EngineSettings, ModelSettings, RunSettings
+from shared.run_settings import EngineSettings, ModelSettings, RunSettings, WeightSettings
 from shared.runs import RunRecord, State
+from shared.safetensors_file import header_of
 from shared.service import Place, Serving
 from shared.streams import Stream
 from shared.topology import EVENTS
@@ -77,8 +78,8 @@ def model(tmp_path: Path) -> ModelSettings:
 
 async def test_a_server_that_fits_says_what_the_sidecar_has_to_know(model: ModelSettings) -> None:
     engine = EngineSettings(server_args={"mem_fraction_static": 0.8, "tp_size": 2})
-    facts = await check_attached(Server().calls(), URL, model, engine)
-    assert facts == ServerFacts("0.5.23", "/their/model", "cpu", 2, ("mem_fraction_static",))
+    facts = await check_attached(Server().calls(), URL, model, engine, WeightSettings())
+    assert facts == ServerFacts("0.5.23", "/their/model", "cpu", 2, True, ("mem_fraction_static",))
 
 
 @pytest.mark.parametrize(
@@ -106,21 +107,72 @@ async def test_a_server_that_does_not_fit_is_refused_with_what_its_owner_has_to_
         else:
             place[name] = value
     with pytest.raises(EngineUnfit, match=sentence):
-        await check_attached(server.calls(), URL, model, EngineSettings())
+        await check_attached(server.calls(), URL, model, EngineSettings(), WeightSettings())
+
+
+FP8: dict[str, Any] = {"quant_method": "fp8", "weight_block_size": [128, 128], "modules_to_not_convert": ["lm_head"]}
+
+
+@pytest.mark.parametrize(
+    ("wanted", "served", "argument", "sentence"),
+    [
+        ("fp8", FP8, None, ""),
+        ("fp8", None, None, ""),
+        ("none", {}, None, ""),
+        ("none", FP8, None, 'serves weights in fp8, and weights.quantization is "none"; start it with model.path'),
+        ("none", None, "awq", "serves weights in awq"),
+        (
+            "fp8",
+            {},
+            None,
+            "not quantised, .* start it with the folder that `sluice quantize .* FOLDER` writes",
+        ),
+        ("fp8", {}, "fp8", r"quantises its model by itself \(--quantization fp8\)"),
+        ("fp8", {**FP8, "weight_block_size": None}, None, "in fp8, in blocks of None, and versions are in fp8"),
+        ("fp8", {**FP8, "modules_to_not_convert": ["o_proj"]}, None, "keeps 2 matrices .* model.layers.0.self_attn.o_"),
+        ("fp8 but layer 1", FP8, None, r"has 2 matrices in fp8 .* model.layers.1.mlp.down_proj; take them out"),
+    ],
+)
+async def test_a_server_of_another_form_than_the_versions_is_refused(
+    tmp_path: Path,
+    model: ModelSettings,
+    wanted: str,
+    served: dict[str, Any] | None,
+    argument: str | None,
+    sentence: str,
+) -> None:
+    """`served`: the quantization_config of its model; None: it lies on another host."""
+    parts = ("0.self_attn.o_proj", "1.self_attn.o_proj", "1.mlp.down_proj")
+    specs = [TensorSpec(f"model.layers.{part}.weight", "bfloat16", [256, 128]) for part in parts]
+    (Path(model.path) / "model.safetensors").write_bytes(header_of(specs))
+    theirs, server = tmp_path / "theirs", Server()
+    theirs.mkdir()
+    server.server["quantization"] = argument
+    if served is not None:
+        server.about["model_path"] = str(theirs)
+        (theirs / "config.json").write_text(json.dumps({"quantization_config": served} if served else {}))
+    kept = ["layers.1"] if wanted.endswith("1") else []
+    weights = WeightSettings.model_validate({"quantization": wanted[:4].strip(), "modules_to_not_convert": kept})
+    looked = check_attached(server.calls(), URL, model, EngineSettings(), weights)
+    if not sentence:
+        await looked
+        return
+    with pytest.raises(EngineUnfit, match=sentence):
+        await looked
 
 
 async def test_updates_in_place_want_a_server_without_shared_prefixes(model: ModelSettings) -> None:
     server, engine = Server(), EngineSettings(update_mode="in_place")
     with pytest.raises(EngineUnfit, match="start it with --disable-radix-cache"):
-        await check_attached(server.calls(), URL, model, engine)
+        await check_attached(server.calls(), URL, model, engine, WeightSettings())
     server.server["disable_radix_cache"] = True
-    await check_attached(server.calls(), URL, model, engine)
+    await check_attached(server.calls(), URL, model, engine, WeightSettings())
 
 
 @pytest.mark.parametrize("change", [{"status": 503}, {"gone": httpx.ConnectError}, {"gone": httpx.ReadTimeout}])
 async def test_a_server_that_is_starting_or_away_may_come_back(model: ModelSettings, change: dict[str, Any]) -> None:
     with pytest.raises(EngineAway):
-        await check_attached(Server(**change).calls(), URL, model, EngineSettings())
+        await check_attached(Server(**change).calls(), URL, model, EngineSettings(), WeightSettings())
 
 
 @pytest.fixture
@@ -128,7 +180,7 @@ def attached(monkeypatch: pytest.MonkeyPatch) -> tuple[Server, AttachedEngine]:
     monkeypatch.setattr("services.rollout.attach_engine.LOOK_S", 0.01)
     monkeypatch.setattr("services.rollout.attach_engine.UNHEALTHY_S", 0.1)
     server = Server()
-    return server, AttachedEngine(URL, ServerFacts("0.5.23", "/their/model", "cpu", 1, ()), server.calls())
+    return server, AttachedEngine(URL, ServerFacts("0.5.23", "/their/model", "cpu", 1, True, ()), server.calls())
 
 
 async def test_a_server_that_was_restarted_between_two_looks_is_another_one(

@@ -1,5 +1,6 @@
 """Server arguments are those of the installed SGLang; wrong names, models and devices are refused with a hint."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +9,9 @@ import pytest
 from services.rollout.engine_arguments import EnginePlan, find_device, plan_engine, server_arguments
 from shared.errors import RunRejected
 from shared.lora_settings import LoraSettings
-from shared.run_settings import EngineSettings, ModelSettings
+from shared.messages import TensorSpec
+from shared.run_settings import EngineSettings, ModelSettings, WeightSettings
+from shared.safetensors_file import header_of
 
 
 @pytest.fixture
@@ -36,11 +39,11 @@ def test_an_engine_of_adapters_is_launched_for_their_shape_and_an_engine_of_whol
     model: ModelSettings,
 ) -> None:
     engine, lora = EngineSettings(device="cpu"), LoraSettings(rank=16, publish="adapter", target_modules=["o_proj"])
-    arguments = plan_engine(model, engine, "127.0.0.1", 8310, 0, lora).arguments
+    arguments = plan_engine(model, engine, "127.0.0.1", 8310, 0, lora=lora).arguments
     assert (arguments["enable_lora"], arguments["max_lora_rank"]) == (True, 16)
     assert (arguments["lora_target_modules"], arguments["lora_backend"]) == (["o_proj"], "torch_native")
     assert {"enable_lora", "max_lora_rank", "lora_target_modules", "lora_backend"} <= server_arguments()
-    whole = plan_engine(model, engine, "127.0.0.1", 8310, 0, LoraSettings(rank=16)).arguments
+    whole = plan_engine(model, engine, "127.0.0.1", 8310, 0, lora=LoraSettings(rank=16)).arguments
     assert not [name for name in whole if "lora" in name]
 
 
@@ -88,3 +91,41 @@ def test_the_device_is_found_by_its_device_files(tmp_path: Path) -> None:
 def test_equal_settings_make_equal_plans(model: ModelSettings) -> None:
     assert plan(model, tp_size=1) == plan(model, tp_size=1)
     assert plan(model, tp_size=1) != plan(model, tp_size=2)
+
+
+def test_an_engine_for_versions_in_fp8_has_room_for_them_and_loads_nothing(
+    model: ModelSettings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("services.rollout.engine_arguments.find_device", lambda wanted: "cuda")
+    specs = [TensorSpec(f"model.layers.0.mlp.{n}_proj.weight", "float32", [256, 128]) for n in ("gate", "up")]
+    head = TensorSpec("lm_head.weight", "float32", [64, 128])
+    (Path(model.path) / "model.safetensors").write_bytes(header_of([*specs, head]))
+    engine = EngineSettings(server_args={"json_model_override_args": '{"max_position_embeddings": 64}'})
+    fp8 = WeightSettings(quantization="fp8")
+    arguments = plan_engine(model, engine, "127.0.0.1", 8310, 0, fp8).arguments
+    assert arguments["load_format"] == "dummy"
+    assert json.loads(arguments["json_model_override_args"]) == {
+        "max_position_embeddings": 64,
+        "quantization_config": {
+            "quant_method": "fp8",
+            "activation_scheme": "dynamic",
+            "fmt": "e4m3",
+            "weight_block_size": [128, 128],
+            "modules_to_not_convert": ["lm_head"],
+        },
+    }
+    assert "load_format" not in plan_engine(model, engine, "127.0.0.1", 8310, 0, WeightSettings()).arguments
+
+
+def test_versions_in_fp8_are_refused_where_no_engine_could_take_them(
+    model: ModelSettings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fp8 = WeightSettings(quantization="fp8")
+    with pytest.raises(RunRejected, match="serves on a GPU, and this engine is on a CPU"):
+        plan_engine(model, EngineSettings(device="cpu"), "127.0.0.1", 8310, 0, fp8)
+    monkeypatch.setattr("services.rollout.engine_arguments.find_device", lambda wanted: "cuda")
+    with pytest.raises(RunRejected, match="has no safetensors files"):
+        plan_engine(model, EngineSettings(), "127.0.0.1", 8310, 0, fp8)
+    (Path(model.path) / "model.safetensors").write_bytes(b"")
+    with pytest.raises(RunRejected, match=r"cannot be read: .* give a whole checkpoint"):
+        plan_engine(model, EngineSettings(), "127.0.0.1", 8310, 0, fp8)

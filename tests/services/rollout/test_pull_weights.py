@@ -1,23 +1,15 @@
 """The puller between a real Redis and an SGLang server whose answers the test writes."""
 
-import asyncio
 from functools import partial
 
-import httpx
 import pytest
 from redis.asyncio import Redis
 
-from services.rollout.engine_calls import EngineCalls
-from services.rollout.engine_update import EngineUpdate
 from services.rollout.launch_engine import EngineDied
-from services.rollout.pull_weights import EngineIdentity, WeightPuller
 from shared.enrolment import AT_WORK
-from shared.logs import Log
 from tests.conftest import until
 from tests.services.rollout.scripted_server import (
     HASHES,
-    NAME,
-    RUN,
     UPDATE,
     Server,
     Sidecar,
@@ -58,7 +50,7 @@ async def test_the_group_is_joined_once_and_left_before_another_one_is_joined(st
 
 
 async def test_only_the_newest_of_several_announcements_isanswered(start: Start, redis: Redis) -> None:
-    writer = Sidecar(redis, Server(), None, None)  # type: ignore[arg-type]
+    writer = Sidecar(redis, Server(), None)  # type: ignore[arg-type]
     await writer.announce(1, "g1")
     await writer.announce(2, "g2")
     async with start() as sidecar:
@@ -169,16 +161,12 @@ async def test_an_engine_that_could_not_join_goes_on_with_the_weights_that_it_ha
 
 async def test_an_engine_that_does_not_answer_is_given_up(start: Start) -> None:
     server = Server(silent={"/update_weights_from_distributed"})
-    calls = EngineCalls("http://engine", httpx.MockTransport(server.answer))
     async with start(server) as sidecar:
-        puller = WeightPuller(
-            sidecar.redis, RUN, EngineIdentity(NAME, "life-1", 1), EngineUpdate(calls, "retract", "cpu"), Log("engine")
-        )
-        following = asyncio.create_task(puller.follow(sidecar.on_proven, sidecar.on_failed))
         await sidecar.announce(1, "g1")
         await sidecar.go(1, "g1")
+        assert sidecar.task is not None
         with pytest.raises(EngineDied, match="did not answer"):
-            await following
+            await sidecar.task
         assert (await sidecar.reaches(1, "failed")).state == "failed"
 
 
@@ -198,13 +186,33 @@ async def test_requests_that_forbid_a_flush_are_ended_with_what_they_have(start:
     ]
 
 
-async def test_in_place_updates_do_not_flush(start: Start) -> None:
+async def test_what_is_not_shared_between_requests_needs_no_flush(start: Start) -> None:
+    async with start(shares_prefixes=False) as sidecar:
+        await sidecar.announce(1, "g1")
+        await sidecar.go(1, "g1")
+        await sidecar.reaches(1, "done")
+    assert sidecar.server.calls == [call for call in UPDATE if call != "/flush_cache"]
+
+
+async def test_in_place_updates_do_not_flush_and_are_proven_once_requests_go_on(start: Start) -> None:
     async with start(mode="in_place") as sidecar:
         await sidecar.announce(1, "g1")
         await sidecar.go(1, "g1")
         await sidecar.reaches(1, "done")
+    assert sidecar.server.calls[-3:] == ["/end_weight_update", "/continue_generation", "/weights_checker"]
     assert "/flush_cache" not in sidecar.server.calls
     assert {"mode": "in_place"} in sidecar.server.bodies
+
+
+async def test_an_engine_that_went_on_with_wrong_weights_is_paused_again_and_given_up(start: Start) -> None:
+    server = Server(hashes={**HASHES, "lm_head.weight": "xx"})
+    async with start(server, mode="in_place") as sidecar:
+        await sidecar.announce(1, "g1")
+        await sidecar.go(1, "g1")
+        assert "1 of 2 tensors differ" in (await sidecar.reaches(1, "failed")).reason
+        assert server.calls[-2:] == ["/weights_checker", "/pause_generation"]
+        assert sidecar.update.mixed
+        assert (sidecar.proven, len(sidecar.failures)) == (0, 1)
 
 
 async def test_tensors_without_a_prediction_are_counted_as_unverified(start: Start) -> None:

@@ -7,9 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
 from redis.asyncio import Redis
 
+from services.trainer.publish_versions import PublishedVersions
 from services.trainer.step_ledger import StepLedger
 from services.trainer.tiny_model import TinyShape, write_tiny_model
 from shared.deployment import Deployment
@@ -118,6 +120,17 @@ class NotedVersions:
 
     async def close(self) -> None:
         return
+
+
+def publish_each(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have every version published: none is replaced by a newer one, however fast the training."""
+    offer = PublishedVersions.offer
+
+    async def offer_and_settle(versions: PublishedVersions, version: int, at_once: bool = False) -> None:
+        await offer(versions, version, at_once)
+        await versions.settle()
+
+    monkeypatch.setattr(PublishedVersions, "offer", offer_and_settle)
 
 
 def _size(kind: str) -> int:

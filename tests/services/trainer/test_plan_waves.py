@@ -15,10 +15,17 @@ def group_of(names: str) -> tuple[Member, ...]:
     return tuple(Member(name, f"life-{name}", 1) for name in names)
 
 
+def waves(
+    gathering: Gathering, limit: int, groups: dict[str, str], first: str = "", together: int = 0
+) -> list[list[tuple[str, str]]]:
+    """Engines and group of each party of each wave."""
+    found = plan_waves(gathering, limit, first, together, {name: group_of(of) for name, of in groups.items()})
+    return [[("".join(party.gathering.waiting), party.group) for party in wave.parties] for wave in found]
+
+
 def planned(gathering: Gathering, limit: int, groups: dict[str, str], first: str = "") -> list[tuple[str, str]]:
-    """Engines and group of each wave."""
-    waves = plan_waves(gathering, limit, {name: group_of(of) for name, of in groups.items()}, first)
-    return [("".join(wave.gathering.waiting), wave.group) for wave in waves]
+    """Engines and group of each wave, which is one party."""
+    return [party for (party,) in waves(gathering, limit, groups, first)]
 
 
 def test_without_a_limit_all_are_one_wave_which_keeps_its_group_while_nobody_comes_or_goes() -> None:
@@ -51,3 +58,16 @@ def test_engines_that_failed_before_come_first() -> None:
 
 def test_nobody_waits_in_no_wave() -> None:
     assert planned(waiting(), 0, {"g": "ab"}) == []
+
+
+def test_parties_of_a_wave_have_groups_of_their_own_and_lose_none_by_what_becomes_of_another() -> None:
+    assert waves(waiting(a="", b="", c=""), 0, {}, together=1) == [[("a", ""), ("b", ""), ("c", "")]]
+    assert waves(waiting(a="g", b="", c="i"), 0, {"g": "a", "h": "b", "i": "c"}, together=1) == [
+        [("a", "g"), ("c", "i"), ("b", "")]
+    ]
+    assert waves(waiting(a="g", b="g", c="", d=""), 3, {"g": "ab"}, together=2) == [[("ab", "g")], [("cd", "")]]
+    assert waves(waiting(a="", b="", c=""), 2, {}, first="c", together=1) == [[("c", ""), ("a", "")], [("b", "")]]
+
+
+def test_a_party_is_never_larger_than_a_wave() -> None:
+    assert waves(waiting(a="", b="", c=""), 1, {}, together=2) == [[("a", "")], [("b", "")], [("c", "")]]

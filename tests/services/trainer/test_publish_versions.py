@@ -40,8 +40,7 @@ class Training:
         self.compute = ComputeThread(1)
         await_redis = AwaitRedis(log, RUN)
         gate = EvaluationGate(redis, settings, self._never, await_redis, log)
-        learner: Any = self.backend
-        self.versions = PublishedVersions(self.publisher, learner, self.compute, gate, 0)
+        self.versions = PublishedVersions(self.publisher, self.backend.named_tensors, self.compute, gate, 0)
         self.checksums: dict[int, str] = {}
         self._batches = of_groups(range(3))
 

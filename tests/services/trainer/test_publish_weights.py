@@ -45,9 +45,9 @@ async def publisher(redis: Redis) -> AsyncIterator[WeightPublisher]:
     await made.close()
 
 
-def publish_to(redis: Redis, max_unavailable: int = 0, **deadlines: float) -> WeightPublisher:
+def publish_to(redis: Redis, max_unavailable: int = 0, per_group: int = 0, **deadlines: float) -> WeightPublisher:
     seconds = {"enrol_s": 5, "update_s": 5, "first_engine_s": 5, **deadlines}
-    waits = Deadlines(**seconds, max_unavailable=max_unavailable)
+    waits = Deadlines(**seconds, max_unavailable=max_unavailable, engines_per_group=per_group)
     return WeightPublisher(StepLedger(redis, RUN), "127.0.0.1", Log("trainer"), bucket_mib=1, deadlines=waits)
 
 
@@ -104,6 +104,44 @@ async def test_the_group_is_kept_while_the_membership_is_the_same_and_rebuilt_wh
             report = await publisher.publish(publisher.stage(3, 3, weights(3)))
     assert report.done == ("one", "two")
     assert len(one.groups_joined) == 2
+
+
+async def test_an_engine_that_comes_makes_no_other_one_join_again_where_each_has_its_own_group(redis: Redis) -> None:
+    publisher = publish_to(redis, per_group=1)
+    one, two = ReceivingEngine(redis, RUN, "one"), ReceivingEngine(redis, RUN, "two")
+    async with living(one):
+        await publisher.publish(publisher.stage(0, 0, weights(0)))
+        async with living(two):
+            await until(lambda: _all_up((one, two)))
+            for version in (1, 2):
+                report = await publisher.publish(publisher.stage(version, version, weights(version)))
+                assert set(report.done) == {"one", "two"}
+                assert checksum(one.received[version], "cpu") == checksum(two.received[version], "cpu")
+    assert (len(one.groups_joined), len(two.groups_joined)) == (1, 1)
+    await publisher.close()
+
+
+@pytest.mark.parametrize("behaviour", ["freezes", "stalls", "dies", "drains", "never"])
+async def test_no_engine_waits_for_another_one_where_each_has_its_own_group(
+    redis: Redis, behaviour: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The good one has taken the version and serves it while nothing has become of the other one."""
+    monkeypatch.setattr("services.trainer.rendezvous.STALL_S", 0.3)
+    monkeypatch.setattr("services.trainer.clear_engines.READY_S", 0.3)
+    monkeypatch.setattr("services.trainer.send_party.GRACE_S", 0.5)
+    publisher = publish_to(redis, per_group=1, update_s=3.0, enrol_s=3.0)
+    good, other = ReceivingEngine(redis, RUN, "good"), ReceivingEngine(redis, RUN, "other")
+    async with living(good, other):
+        await publisher.publish(publisher.stage(0, 0, weights(0, rows=200_000)))
+        other.behaviour = behaviour
+        report = await publisher.publish(publisher.stage(1, 1, weights(1, rows=200_000)))
+    assert "good" in report.done
+    assert ("other" in report.done) == (behaviour == "drains")
+    assert [word.word for word in good.words if word.word != "wait"] == ["send", "send"]
+    assert len(good.groups_joined) == 1
+    if behaviour == "drains":
+        assert good.at_work[1] < other.at_work[0]
+    await publisher.close()
 
 
 async def test_version_zero_waits_for_a_first_engine(redis: Redis, publisher: WeightPublisher) -> None:
@@ -171,7 +209,7 @@ async def test_an_engine_lost_in_the_middle_hangs_nobody_beyond_the_deadline(
 ) -> None:
     monkeypatch.setattr("services.trainer.rendezvous.STALL_S", 0.3)
     monkeypatch.setattr("services.trainer.clear_engines.READY_S", 0.3)
-    monkeypatch.setattr("services.trainer.send_wave.GRACE_S", 0.5)
+    monkeypatch.setattr("services.trainer.send_party.GRACE_S", 0.5)
     publisher = publish_to(redis, update_s=3.0, enrol_s=3.0)
     good, bad = ReceivingEngine(redis, RUN, "good"), ReceivingEngine(redis, RUN, "bad", behaviour)
     large = weights(0, rows=200_000)
@@ -218,7 +256,7 @@ async def test_a_wave_in_which_an_engine_failed_is_helped_before_the_next_one_is
 async def test_an_engine_that_fails_again_and_again_is_left_to_later_and_the_others_get_the_version(
     redis: Redis, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("services.trainer.send_wave.CONNECT_S", 0.5)
+    monkeypatch.setattr("services.trainer.send_party.CONNECT_S", 0.5)
     publisher = publish_to(redis, max_unavailable=1)
     engines = [ReceivingEngine(redis, RUN, name, "never" if name == "a" else "well") for name in "abc"]
     async with living(*engines):

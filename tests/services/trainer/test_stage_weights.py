@@ -81,6 +81,7 @@ def test_buckets_reach_the_wire_as_they_are_through_buffers_too(device: str, pla
     sent = [torch.empty(flat.numel(), dtype=torch.uint8, pin_memory=True) for flat in buckets.flat]
     for copy, bucket in zip(sent, buckets.to_send(), strict=True):
         torch.cuda._sleep(20_000_000)  # a slow broadcast, which nobody waits for
-        copy.copy_(bucket, non_blocking=True)
+        for part, tensor in zip(copy.split([tensor.nbytes for tensor in bucket]), bucket, strict=True):
+            part.view(tensor.dtype).view(tensor.shape).copy_(tensor, non_blocking=True)
     torch.cuda.synchronize()
     assert all(torch.equal(one, other.cpu()) for one, other in zip(sent, buckets.flat, strict=True))

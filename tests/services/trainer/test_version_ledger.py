@@ -7,7 +7,6 @@ from typing import Any
 import pytest
 from redis.asyncio import Redis
 
-from services.trainer.publish_versions import PublishedVersions
 from services.trainer.publish_weights import Deadlines, WeightPublisher
 from services.trainer.serve_run import train_run
 from services.trainer.step_ledger import StepLedger
@@ -19,11 +18,10 @@ from shared.version_ledger import VersionRecord, read_record, read_records
 from tests.conftest import until
 from tests.services.trainer.bench import KEYS, Bench, Killed, kill_at
 from tests.services.trainer.receiving_engine import ReceivingEngine
-from tests.services.trainer.recorded_groups import feed, serving, start_run
+from tests.services.trainer.recorded_groups import feed, publish_each, serving, start_run
 from tests.services.trainer.test_publish_weights import living, publish_to, weights
 
 RUN = "r1"
-OFFER = PublishedVersions.offer
 
 
 async def record(redis: Redis, version: int) -> VersionRecord:
@@ -64,7 +62,7 @@ async def test_an_engine_that_did_not_get_a_version_is_told_with_the_reason(
     redis: Redis, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("services.trainer.rendezvous.STALL_S", 0.3)
-    monkeypatch.setattr("services.trainer.send_wave.GRACE_S", 0.5)
+    monkeypatch.setattr("services.trainer.send_party.GRACE_S", 0.5)
     publisher = publish_to(redis, update_s=3.0, enrol_s=3.0)
     async with living(ReceivingEngine(redis, RUN, "good"), ReceivingEngine(redis, RUN, "bad", "dies")):
         report = await publisher.publish(publisher.stage(0, 0, weights(0, rows=200_000)))
@@ -108,11 +106,6 @@ def open_publisher(serving: Serving, ledger: StepLedger) -> WeightPublisher:
     return WeightPublisher(ledger, "127.0.0.1", log, 1, deadlines=waits, await_redis=serving.await_redis())
 
 
-async def offer_and_settle(versions: PublishedVersions, version: int, at_once: bool = False) -> None:
-    await OFFER(versions, version, at_once)
-    await versions.settle()
-
-
 class Publishing:
     """Run r1, trained in this process, with an engine that takes its versions."""
 
@@ -146,7 +139,7 @@ KILLS: dict[str, tuple[Any, str, bool]] = {
 async def test_a_trainer_killed_with_a_version_under_way_leaves_the_ledger_of_one_that_was_not(
     redis: Redis, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str
 ) -> None:
-    monkeypatch.setattr(PublishedVersions, "offer", offer_and_settle)  # none is replaced by a newer one
+    publish_each(monkeypatch)
     whole, hurt = Publishing(redis, tmp_path / "whole"), Publishing(redis, tmp_path / "hurt")
     await feed(redis, RUN, range(12))
     await whole.train()

@@ -13,6 +13,7 @@ from transformers import AutoModelForCausalLM
 
 from services.trainer.backends.torch_backend import TorchBackend
 from services.trainer.checkpoint_writer import CheckpointWriter
+from services.trainer.first_step import FirstStep, first_step_problems
 from shared.errors import RunRejected
 from shared.messages import Event, Rollout, StepCommit, StepIntent
 from shared.scripts import Ledger
@@ -189,3 +190,11 @@ async def test_an_alarm_is_one_event_and_names_the_difference_by_staleness(
     told = await events(redis, "logprob_diff_alarm")
     assert [detail["step"] for detail in told] == [3, 4]
     assert told[0]["logprob_diff_staleness_2"] == pytest.approx(0.3, abs=0.05)
+
+
+@pytest.mark.parametrize(
+    ("is_quantised", "off", "said"), [(False, 0.08, 0), (False, 0.2, 1), (True, 0.2, 0), (True, 0.4, 1)]
+)
+def test_an_engine_in_fp8_may_be_farther_off_at_the_first_step(is_quantised: bool, off: float, said: int) -> None:
+    first = FirstStep(1, "bfloat16", is_quantised, is_reference=False, old_policy="behaviour", beta=0.1)
+    assert len(list(first_step_problems(first, {"logprob_diff_mean_abs": off}))) == said

@@ -1,6 +1,7 @@
-"""A snapshot and one wave of engines -> what became of each: joined, paused together, broadcast to, answered."""
+"""A snapshot and a party of engines -> what became of each: joined, paused together, broadcast to, answered."""
 
 import asyncio
+import contextlib
 import time
 from collections.abc import Collection
 from dataclasses import dataclass
@@ -8,7 +9,7 @@ from dataclasses import dataclass
 from services.trainer.clear_engines import clear_engines
 from services.trainer.gather_engines import Engines
 from services.trainer.kept_groups import KeptGroups, abort
-from services.trainer.plan_waves import Wave
+from services.trainer.plan_waves import Party
 from services.trainer.rendezvous import Communicator, in_thread
 from services.trainer.stage_weights import Staged
 from shared.enrolment import Part
@@ -36,18 +37,19 @@ class Offer:
         return self.until - time.time()
 
 
-class WaveSender:
-    """Sends to the engines of one run, a wave at a time."""
+class PartySender:
+    """Sends to the engines of one run, to each party by itself."""
 
     def __init__(self, run: str, engines: Engines, groups: KeptGroups, log: Log) -> None:
         self._run, self._engines, self._groups, self._log = run, engines, groups, log
+        self._buffers = asyncio.Lock()
 
-    async def send(self, offer: Offer, wave: Wave, name: str, seconds: dict[str, float]) -> dict[str, Part]:
-        """Give a version to the engines of a wave.
+    async def send(self, offer: Offer, party: Party, name: str, seconds: dict[str, float]) -> dict[str, Part]:
+        """Give a version to the engines of a party.
 
         Args:
-            name: of the group, where the wave needs a new one.
-            seconds: by phase; what this wave takes is added.
+            name: of the group, where the party needs a new one.
+            seconds: by phase; what this party takes is added.
 
         Returns:
             The parts of those engines that have come to an end, done or failed.
@@ -55,24 +57,25 @@ class WaveSender:
         Raises:
             RuntimeError: the engines did not all join the group.
         """
-        names, lap = wave.gathering.waiting.keys(), Laps(seconds)
-        group = await self._join(offer, wave, name)
+        names, lap = party.gathering.waiting.keys(), Laps(seconds)
+        group = await self._join(offer, party, name)
         lap("connect")
         version = offer.staged.version
-        cleared = await clear_engines(self._engines, version, offer.announcement, names, offer.until)
-        lap("ready")
-        sending = in_thread(lambda: _broadcast(group, offer.staged)) if cleared else None
-        parts = await self._follow(sending, group, offer, names)
+        async with self._buffers if offer.staged.buckets.is_on_host else contextlib.nullcontext():
+            cleared = await clear_engines(self._engines, version, offer.announcement, names, offer.until)
+            lap("ready")
+            sending = in_thread(lambda: _broadcast(group, offer.staged)) if cleared else None
+            parts = await self._follow(sending, group, offer, names)
         if sending is not None and sending.done() and not sending.exception():
             lap.move("broadcast", sending.result())
         lap("prove")
         return parts
 
-    async def _join(self, offer: Offer, wave: Wave, name: str) -> Communicator:
-        version, gathering = offer.staged.version, wave.gathering
-        if wave.group:
-            await self._engines.start(version, gathering, wave.group)
-            return self._groups[wave.group]
+    async def _join(self, offer: Offer, party: Party, name: str) -> Communicator:
+        version, gathering = offer.staged.version, party.gathering
+        if party.group:
+            await self._engines.start(version, gathering, party.group)
+            return self._groups[party.group]
         await self._engines.start(version, gathering, name)
         wait_s = min(CONNECT_S, max(offer.left_s, 0.1))
         return await self._groups.connect(name, gathering.members, offer.staged.buckets.backend, wait_s)
@@ -93,7 +96,7 @@ class WaveSender:
             if not broken and _is_broken(parts, sending):
                 broken, until = True, min(until, time.monotonic() + GRACE_S)
                 abort(group)
-            await self._engines.wait(offer.staged.version, LOOK_S)
+            await self._engines.wait(offer.staged.version, names, LOOK_S)
         if sending is not None:
             await self._end(sending, group, offer, len(parts) < len(names) or _is_broken(parts, sending))
         return parts
@@ -124,7 +127,7 @@ def _is_broken(parts: dict[str, Part], sending: "asyncio.Future[float] | None") 
 
 
 class Laps:
-    """Seconds by phase, added to those of earlier waves: each call ends a phase."""
+    """Seconds by phase, added to those that are there: each call ends a phase."""
 
     def __init__(self, seconds: dict[str, float]) -> None:
         self._seconds, self._last = seconds, time.monotonic()
