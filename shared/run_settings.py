@@ -6,9 +6,11 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, Field, model_validator
 
 from shared.check_kind import unused_settings
+from shared.check_lora import lora_problems
 from shared.check_name import Name
 from shared.check_rl import rl_problems
 from shared.check_trainer import trainer_problems
+from shared.lora_settings import LoraSettings
 from shared.metrics_settings import MetricsSettings, metrics_problems
 from shared.settings import Settings
 from shared.trainer_settings import TrainerSettings
@@ -226,6 +228,7 @@ class RunSettings(Settings):
     engine: EngineSettings = EngineSettings()
     reward: RewardSettings = RewardSettings()
     trainer: TrainerSettings
+    lora: LoraSettings = LoraSettings()
     metrics: MetricsSettings = MetricsSettings()
     weights: WeightSettings = WeightSettings()
     eval: EvalSettings = EvalSettings()
@@ -249,6 +252,7 @@ class RunSettings(Settings):
             )
         rollout = self.rollout
         yield from trainer_problems(self.trainer, self.kind, rollout.group_size, rollout.groups_per_step)
+        yield from lora_problems(self)
         yield from metrics_problems(self.metrics)
 
     def _row_problems(self) -> Iterator[str]:

@@ -5,6 +5,7 @@ they offer is called: attention is torch's, sampling is torch's, and no image is
 in every process whose PYTHONPATH names this folder; only engines get that. A package that is really installed wins.
 """
 
+import functools
 import importlib.abc
 import importlib.machinery
 import importlib.util
@@ -125,5 +126,35 @@ def _answer_honestly_whether_installed() -> None:
     importlib.util.find_spec = find_spec
 
 
+class _PlainMemory(importlib.abc.MetaPathFinder):
+    """Adapters are kept in pinned memory, which torch has with a GPU only; when their code comes in, it gets plain."""
+
+    def find_spec(
+        self, fullname: str, path: Sequence[str] | None = None, target: types.ModuleType | None = None
+    ) -> None:
+        if fullname == "sglang.srt.lora.layers":
+            sys.meta_path.remove(self)
+            _unpin()
+
+
+def _unpin() -> None:
+    import torch  # noqa: PLC0415
+
+    def unpinned(make: Any) -> Any:
+        @functools.wraps(make)
+        def made(*given: Any, pin_memory: bool = False, **named: Any) -> Any:
+            return make(*given, **named)
+
+        return made
+
+    def itself(tensor: Any, *_: Any) -> Any:
+        return tensor
+
+    for name in ("tensor", "empty", "zeros", "ones", "full"):
+        setattr(torch, name, unpinned(getattr(torch, name)))
+    setattr(torch.Tensor, "pin_memory", itself)  # noqa: B010
+
+
 sys.meta_path.append(_FINDER)
+sys.meta_path.insert(0, _PlainMemory())
 _answer_honestly_whether_installed()

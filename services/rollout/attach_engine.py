@@ -66,8 +66,14 @@ class Attached:
     """The lives of one server, as long as a run is served."""
 
     def __init__(self, serving: Serving, url: str) -> None:
+        """RunRejected if only engines of our own can serve the run."""
         self.url = url
         self._serving, self._settings = serving, serving.record.settings
+        if self._settings.lora.is_served:
+            raise RunRejected(
+                f'lora.publish is "adapter", and the engine at {url}, which somebody else keeps, would not tell which'
+                ' adapter answered; write lora.publish = "merged"'
+            )
         self._starting = serving.record.state == "starting"
         self._pause_s = FIRST_PAUSE_S
         self._engine: AttachedEngine | None = None

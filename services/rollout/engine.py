@@ -12,6 +12,7 @@ from collections.abc import Coroutine
 from pathlib import Path
 from typing import Any
 
+from services.rollout.adapter_update import AdapterUpdate
 from services.rollout.attach_engine import Attached
 from services.rollout.engine_calls import EngineCalls
 from services.rollout.engine_events import EngineEvents
@@ -81,11 +82,11 @@ class Sidecar:
         self, serving: Serving, lives: Lives, seat: RouterSeat, memory: Memory, following: "asyncio.Future[None]"
     ) -> None:
         """Serve with one life of the engine until that or the run ends."""
-        place, mode = serving.place, serving.record.settings.engine.update_mode
+        place = serving.place
         engine = await _while_followed(following, memory.start())
-        files = _incoming_files(serving, engine.calls)
-        update = EngineUpdate(engine.calls, mode, engine.device, engine.shares_prefixes, files)
-        memory.serves(update)
+        update = _update_of(serving, engine)
+        # adapters come as files, which no run with turns has
+        memory.serves(update if isinstance(update, EngineUpdate) else None)
         identity = EngineIdentity(place.name, engine.incarnation, engine.ranks)
         puller = WeightPuller(serving.redis, serving.run, identity, update, place.log)
         tasks = [
@@ -143,6 +144,15 @@ def _memory(serving: Serving, lives: Lives) -> Memory:
     if serving.record.settings.weights.memory == "kept":
         return KeepMemory(lives)
     return TakeTurns(serving.redis, serving.run, serving.place.name, lives, serving.place.log)
+
+
+def _update_of(serving: Serving, engine: Life) -> EngineUpdate | AdapterUpdate:
+    """How versions come into the engine."""
+    files, settings = _incoming_files(serving, engine.calls), serving.record.settings
+    if settings.lora.is_served:
+        assert files is not None, "the run's settings say that adapters come as files"
+        return AdapterUpdate(engine.calls, files)
+    return EngineUpdate(engine.calls, settings.engine.update_mode, engine.device, engine.shares_prefixes, files)
 
 
 def _incoming_files(serving: Serving, calls: EngineCalls) -> TakeFiles | None:

@@ -12,6 +12,7 @@ from typing import Any
 from services.rollout.fp8_engine import fp8_arguments
 from shared.errors import RunRejected
 from shared.loopback import is_loopback
+from shared.lora_settings import LoraSettings
 from shared.run_settings import EngineSettings, ModelSettings, WeightSettings
 
 RESERVED = {
@@ -26,6 +27,11 @@ RESERVED = {
     "admin_api_key": "the sidecar calls the engine without a key; keep its port private",
     "dp_size": "SGLang updates one data-parallel replica only; raise engine.count of the deployment",
     "pp_size": "SGLang cannot update the weights of pipeline stages; use tp_size",
+    "enable_lora": 'write lora.rank, and lora.publish = "adapter"',
+    "max_lora_rank": "write lora.rank",
+    "lora_target_modules": "write lora.target_modules",
+    "lora_paths": "engines get the adapters of the run",
+    "max_loaded_loras": "the sidecar lets go of adapters that nobody uses",
     "nnodes": "an engine runs on one node; run more engines",
     "node_rank": "an engine runs on one node; run more engines",
 }
@@ -93,6 +99,7 @@ def plan_engine(
     port: int,
     index: int,
     weights: WeightSettings | None = None,
+    lora: LoraSettings | None = None,
 ) -> EnginePlan:
     """The plan of engine number `index` of this node.
 
@@ -126,11 +133,18 @@ def plan_engine(
         "port": port,
         **STREAM_ARGUMENTS,
         **defaults,
+        **(_of_adapters(lora, device) if lora is not None and lora.is_served else {}),
         **engine.server_args,
         **_of_quantised(model, engine, device, weights),
     }
     loopback = {"GLOO_SOCKET_IFNAME": "lo"} if is_loopback(host) else {}
     return EnginePlan(host, port, device, arguments, {**ENVIRONMENT, **extra, **loopback})
+
+
+def _of_adapters(lora: LoraSettings, device: str) -> dict[str, Any]:
+    """What an engine of adapters is launched with: all of them have one shape, and none is there at first."""
+    shape = {"enable_lora": True, "max_lora_rank": lora.rank, "lora_target_modules": lora.target_modules}
+    return {**shape, "lora_backend": "torch_native"} if device == "cpu" else shape
 
 
 def _of_quantised(

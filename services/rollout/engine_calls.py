@@ -5,6 +5,7 @@ from typing import Any, cast
 
 import httpx
 
+from services.rollout.show_adapters import ADAPTER
 from shared.errors import SluiceError
 from shared.messages import TensorSpec
 
@@ -181,6 +182,16 @@ class EngineCalls:
         """Take the memory again, after it was given away; what the weights are is left open."""
         await self._post("/resume_memory_occupation", {"tags": list(MEMORY_TAGS)}, deadline_s)
 
+    async def load_adapter(self, name: str, folder: str, deadline_s: float) -> None:
+        """Put an adapter beside the model and those that are there; no request uses it yet."""
+        await self._post("/load_lora_adapter", {"lora_name": name, "lora_path": folder}, deadline_s)
+
+    async def serve_adapter(self, name: str) -> None:
+        """Answer every request that comes from now on with this adapter; those in flight end with theirs."""
+        self.version = None
+        await self._post("/update_weight_version", {"new_version": name, "abort_all_requests": False}, SHORT_S)
+        self.version = name
+
     async def flush_cache(self) -> None:
         """Forget every cached prefix; refused while requests run."""
         await self._post("/flush_cache", None, SHORT_S)
@@ -189,9 +200,10 @@ class EngineCalls:
         """End all requests; each answers with what it has."""
         await self._post("/abort_request", {"abort_all": True}, SHORT_S)
 
-    async def checksums(self, deadline_s: float) -> list[dict[str, str]]:
-        """The hash of every parameter by its name, for each rank of the engine."""
-        answer = await self._post("/weights_checker", {"action": "checksum"}, deadline_s)
+    async def checksums(self, deadline_s: float, adapter: str = "") -> list[dict[str, str]]:
+        """The hash of every parameter by its name, for each rank of the engine; `adapter`: of its tensors instead."""
+        asked = {"action": f"{ADAPTER}{adapter}" if adapter else "checksum"}
+        answer = await self._post("/weights_checker", asked, deadline_s)
         ranks = cast(list[dict[str, Any]], answer.json()["ranks"])
         return [cast(dict[str, str], rank["checksums"]) for rank in ranks]
 

@@ -13,6 +13,8 @@ from typing import Any
 
 from services.rollout.name_streamed_versions import name_streamed_versions
 from services.rollout.refuse_unknown_tokens import refuse_unknown_tokens
+from services.rollout.serve_adapters import serve_adapters
+from services.rollout.show_adapters import show_adapters
 
 PR_SET_PDEATHSIG = 1
 
@@ -39,8 +41,10 @@ def serve(arguments: dict[str, Any]) -> None:
 
 if __name__ == "__mp_main__":  # a scheduler, or another process that the server starts
     name_streamed_versions()
+    show_adapters()
 
 if __name__ == "__main__":
     die_with_parent(int(sys.argv[1]))
     refuse_unknown_tokens()
+    serve_adapters()
     serve(json.loads(sys.argv[2]))

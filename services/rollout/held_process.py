@@ -37,7 +37,9 @@ class Launched:
         settings, place = serving.record.settings, serving.place
         host, port = place.deployment.engine.host, place.deployment.engine.port + held.index
         self._takes_turns = settings.weights.memory == "turns"
-        self._plan: EnginePlan = plan_engine(settings.model, settings.engine, host, port, held.index, settings.weights)
+        self._plan: EnginePlan = plan_engine(
+            settings.model, settings.engine, host, port, held.index, settings.weights, settings.lora
+        )
         self._serving, self._held = serving, held
         self._restarts = Restarts(starting=serving.record.state == "starting")
         self.url = self._plan.url

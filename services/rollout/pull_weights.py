@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 
 from redis.asyncio import Redis
 
+from services.rollout.adapter_update import AdapterUpdate
 from services.rollout.engine_calls import EngineError, EngineSilent
 from services.rollout.engine_update import EngineUpdate
 from services.rollout.launch_engine import EngineDied
@@ -51,7 +52,9 @@ class Proof:
 class WeightPuller:
     """Follows the announcements of one run for one life of an engine."""
 
-    def __init__(self, redis: Redis, run: str, engine: EngineIdentity, update: EngineUpdate, log: Log) -> None:
+    def __init__(
+        self, redis: Redis, run: str, engine: EngineIdentity, update: EngineUpdate | AdapterUpdate, log: Log
+    ) -> None:
         self._redis, self._keys, self._run = redis, Keys(run), run
         self._weights: Stream[WeightVersion] = Stream(redis, run, WEIGHTS)
         self._engine, self._update, self._log = engine, update, log

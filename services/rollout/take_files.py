@@ -28,6 +28,12 @@ class TakeFiles:
         self._calls, self._copy, self._in_place, self._events = calls, copy, in_place, events
         self._taking: _Taking | None = None
 
+    @property
+    def path(self) -> Path:
+        """Where the version is that was prepared."""
+        assert self._taking is not None, "prepared first"
+        return self._taking.path
+
     async def prepare(self, announced: WeightVersion, part: Part) -> None:
         """Have the version on a path of this host, every tensor of it checked; each refusal is told by its name."""
         assert announced.files is not None, "this is for versions in files"
@@ -50,9 +56,8 @@ class TakeFiles:
 
     async def load(self, announced: WeightVersion, part: Part) -> None:
         """Load the folder."""
-        assert self._taking is not None, "prepared first"
         left_s = announced.rendezvous.done_until - time.time()
-        await self._calls.load_folder(str(self._taking.path), announced.version, left_s)
+        await self._calls.load_folder(str(self.path), announced.version, left_s)
 
     async def give_up(self, announced: WeightVersion) -> None:
         """Nothing is open."""

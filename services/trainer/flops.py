@@ -19,6 +19,9 @@ PEAK_FLOPS = {
 }
 """Dense bfloat16 operations a second by the vendors' data sheets, by a part of the device's name."""
 
+ALL_LEARN, FROZEN = 6.0, 4.0
+"""Operations of a weight and token: 2 forward, 2 for the gradient of what it is multiplied with, 2 for its own."""
+
 
 @dataclass(frozen=True, slots=True)
 class TrainingFlops:
@@ -28,17 +31,19 @@ class TrainingFlops:
     """Weights that every token is multiplied with: all matrices but the embedding's look-up."""
     attention_width: int
     """Sum over layers of heads * head_dim."""
+    by_weight: float = ALL_LEARN
+    """Operations of each weight and token."""
 
     def of(self, lengths: Sequence[int]) -> float:
-        """6 a weight and token, and 6 * attention_width * n^2 for the causal attention within a sample of n tokens.
+        """`by_weight` a weight and token, and 6 * attention_width * n^2 for causal attention in a sample of n tokens.
 
         Both products of attention, scores and values, take 2 * width operations for each of the n^2 / 2 pairs
         forward, and twice that backward.
         """
-        return 6.0 * self.matrices * sum(lengths) + 6.0 * self.attention_width * sum(n * n for n in lengths)
+        return self.by_weight * self.matrices * sum(lengths) + 6.0 * self.attention_width * sum(n * n for n in lengths)
 
 
-def training_flops(model: PreTrainedModel) -> TrainingFlops:
+def training_flops(model: PreTrainedModel, by_weight: float = ALL_LEARN) -> TrainingFlops:
     """What the shapes of a model say; mixtures of experts count the experts that a token is sent to."""
     config = cast(Any, model.config.get_text_config())
     head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
@@ -48,7 +53,7 @@ def training_flops(model: PreTrainedModel) -> TrainingFlops:
     chosen = getattr(config, "num_experts_per_tok", 1) / max(getattr(config, "num_experts", 1) or 1, 1)
     tied = bool(getattr(model.config, "tie_word_embeddings", False))
     matrices += int(experts * chosen) - (0 if tied else embedding.numel())
-    return TrainingFlops(matrices, config.num_hidden_layers * config.num_attention_heads * head_dim)
+    return TrainingFlops(matrices, config.num_hidden_layers * config.num_attention_heads * head_dim, by_weight)
 
 
 def peak_flops(device: torch.device) -> float | None:

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 import torch
 
 from services.trainer.backends.shard_model import let_go, shard_model
+from services.trainer.backends.torch_backend import TorchBackend
 from services.trainer.losses.token_loss import Predictions
 from services.trainer.packing import PackedSequences
 from services.trainer.ranks import Ranks
@@ -22,7 +23,8 @@ class FrozenModel:
         if self._is_sharded:
             shard_model(model, model.core, ranks.size, dtype, offload)
         else:
-            self._model.to(dtype)
+            for parameter in model.parameters():  # no buffers: frequencies of rotary positions are not to be rounded
+                parameter.data = parameter.data.to(dtype)
         self._moves = offload and not self._is_sharded and self._device.type != "cpu"
         if self._moves:
             self._model.to("cpu")
@@ -51,3 +53,14 @@ class FrozenModel:
         """Become a copy of a model of the same shape, sharded alike."""
         for name, own in self.weights().items():
             own.copy_(weights[name])
+
+
+class UntrainedPolicy:
+    """The reference of a policy of which only adapters learn: the same weights, asked without them."""
+
+    def __init__(self, policy: TorchBackend) -> None:
+        self._policy = policy
+
+    def predict(self, packed: list[PackedSequences]) -> list[Predictions]:
+        """See Predictor."""
+        return self._policy.predict_untrained(packed)

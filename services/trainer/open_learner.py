@@ -7,12 +7,13 @@ from pathlib import Path
 import torch
 
 from services.trainer.algorithm import Algorithm, choose_algorithm
+from services.trainer.backends.adapt_layers import adapt_layers, shape_of
 from services.trainer.backends.compile_layers import compile_model
 from services.trainer.backends.recompute_layers import recompute_layers
 from services.trainer.backends.torch_backend import AdamW, TorchBackend
 from services.trainer.estimates import Estimators
-from services.trainer.flops import TrainingFlops, training_flops
-from services.trainer.frozen_model import FrozenModel
+from services.trainer.flops import ALL_LEARN, FROZEN, TrainingFlops, training_flops
+from services.trainer.frozen_model import FrozenModel, UntrainedPolicy
 from services.trainer.learner import Learner, RankLearner, Reference
 from services.trainer.load_model import load_causal_lm, load_policy
 from services.trainer.ranks import OneRank, Ranks
@@ -49,7 +50,7 @@ class _Opening:
         teacher = self._frozen(Path(trainer.distillation.teacher)) if algorithm.needs_teacher else None
         estimators = Estimators(
             policy=policy if algorithm.needs_proximal else None,
-            reference=reference.model if reference else None,
+            reference=reference.model if reference else self._untrained(policy),
             teacher=teacher,
             critic=critic.backend if critic else None,
         )
@@ -69,8 +70,8 @@ class _Opening:
     def _policy(self) -> tuple[TorchBackend, TrainingFlops]:
         trust, temperature = self._settings.model.trust_remote_code, self._algorithm.temperature
         model = load_policy(self._initial, trust, temperature, self._device, self._algorithm.entropy)
-        flops = training_flops(model.core)
-        return self._trained(model, self._initial), flops
+        flops = training_flops(model.core, FROZEN if self._settings.lora.rank else ALL_LEARN)
+        return self._trained(model, self._initial, self._settings.lora.publish), flops
 
     def _critic(self) -> Trained | None:
         if not self._algorithm.needs_values:
@@ -81,20 +82,25 @@ class _Opening:
         backend = self._trained(ValueModel(body, self._settings.seed), folder)
         return Trained(backend, self._rate(critic.learning_rate))
 
-    def _trained(self, model: ScoringModel, folder: Path) -> TorchBackend:
-        trainer = self._settings.trainer
+    def _trained(self, model: ScoringModel, folder: Path, publish: str = "merged") -> TorchBackend:
+        trainer, lora = self._settings.trainer, self._settings.lora
+        if lora.rank:
+            adapt_layers(model.core, shape_of(lora), self._settings.seed)
         if trainer.recompute:
             recompute_layers(model.core)
         if trainer.compile:
             compile_model(model, model.core, trainer.recompute)
-        return TorchBackend(model, self._dtype, adamw_of(self._settings), folder, self._ranks)
+        return TorchBackend(model, self._dtype, adamw_of(self._settings), folder, self._ranks, publish)
 
     def _reference(self) -> Reference | None:
-        if not self._algorithm.needs_reference:
-            return None
         kl = self._settings.trainer.kl
+        if not self._algorithm.needs_reference or (self._settings.lora.rank and not kl.reference):
+            return None
         folder = Path(kl.reference).expanduser() if kl.reference else self._initial
         return Reference(self._frozen(folder), kl.refresh_every)
+
+    def _untrained(self, policy: TorchBackend) -> UntrainedPolicy | None:
+        return UntrainedPolicy(policy) if self._algorithm.needs_reference else None
 
     def _frozen(self, folder: Path) -> FrozenModel:
         trust, temperature = self._settings.model.trust_remote_code, self._algorithm.temperature

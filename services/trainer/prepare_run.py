@@ -90,7 +90,7 @@ async def prepare_run(
     engines = await ask_for_memory(serving, ledger, team)
     learner = await compute.run(team.open, serving.record, device)
     await await_redis(ledger.take_over)
-    position, manifest = await await_redis(ledger.position), manifest_of(settings)
+    position, manifest = await await_redis(ledger.position), await compute.run(manifest_of, settings)
     lineage = await await_redis(ledger.lineage)
     checkpoints = replace(checkpoints, is_ours=partial(_is_ours, lineage, position.intended))
     _own_folders(folder, serving.record)

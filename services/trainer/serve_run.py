@@ -5,6 +5,7 @@ import gc
 from dataclasses import dataclass
 from pathlib import Path
 
+from services.trainer.backends.adapt_layers import shape_of
 from services.trainer.compute_thread import ComputeThread
 from services.trainer.export_model import export_model
 from services.trainer.file_transport import FileTransport
@@ -24,6 +25,9 @@ from shared.runs import Runs, State
 from shared.service import Serving, run_folder
 from shared.tasks import end
 from shared.weight_store import WeightStore
+
+ONE_FILE_MIB = 2**20
+"""Larger than all adapters of a model: who reads them expects one file."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,7 +129,8 @@ async def _train_and_end(serving: Serving, prepared: PreparedRun) -> None:
 
 
 def _open_publisher(serving: Serving, ledger: StepLedger) -> WeightPublisher:
-    weights, host = serving.record.settings.weights, serving.place.deployment.trainer.host
+    settings, host = serving.record.settings, serving.place.deployment.trainer.host
+    weights = settings.weights
     deadlines = Deadlines(
         enrol_s=weights.enrol_deadline_s,
         update_s=weights.update_deadline_s,
@@ -133,7 +138,8 @@ def _open_publisher(serving: Serving, ledger: StepLedger) -> WeightPublisher:
         engines_per_group=weights.engines_per_group,
     )
     transport, log, await_redis = _transport(serving, ledger), serving.place.log, serving.await_redis()
-    return WeightPublisher(ledger, host, log, weights.bucket_mib, _staging(weights), deadlines, await_redis, transport)
+    bucket_mib = ONE_FILE_MIB if settings.lora.is_served else weights.bucket_mib
+    return WeightPublisher(ledger, host, log, bucket_mib, _staging(weights), deadlines, await_redis, transport)
 
 
 def _staging(weights: WeightSettings) -> str:
@@ -158,9 +164,9 @@ def _file_transport(serving: Serving, ledger: StepLedger) -> FileTransport:
     settings, record = serving.record.settings, serving.record
     weights = settings.weights
     folder = weights.folder or str(run_folder(serving.place.deployment, serving.run) / "weights")
-    about = RunFiles(
-        serving.run, owner_of(record), ledger.epoch, Path(settings.model.path).expanduser(), settings.model.dtype
-    )
+    adapter = shape_of(settings.lora) if settings.lora.is_served else None
+    model = Path(settings.model.path).expanduser()
+    about = RunFiles(serving.run, owner_of(record), ledger.epoch, model, settings.model.dtype, adapter)
     writer = VersionWriter(WeightStore(folder), about, weights.full_every if weights.transport == "delta" else None)
     waits = (weights.enrol_deadline_s, weights.max_unavailable)
     return FileTransport(ledger, writer, weights.keep_versions, *waits, serving.place.log)

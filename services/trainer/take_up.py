@@ -3,11 +3,13 @@
 import hashlib
 import json
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
-from services.trainer.checkpoint import Checkpoints
+from services.trainer.checkpoint import Checkpoint, Checkpoints
 from services.trainer.learner import Learner
+from services.trainer.model_files import weights_hash
 from services.trainer.step_ledger import Position
 from shared.errors import RunRejected
 from shared.lineage import Lineage
@@ -24,25 +26,51 @@ Archived = Callable[[int], bool]
 
 
 @dataclass(frozen=True, slots=True)
+class Base:
+    """A model that a run does not change."""
+
+    path: str
+    hash: str
+    """Of its configuration and its weights."""
+
+
+@dataclass(frozen=True, slots=True)
 class Manifest:
     """What a checkpoint says about itself beside its files."""
 
     seed: int
     schedule: str
     """Digest of the settings that a step depends on."""
+    base: Base | None = None
+    """The model that the adapters of the checkpoint belong to, if it holds nothing but these."""
 
     def of(self, position: Position) -> dict[str, Any]:
         """The manifest of a checkpoint that is written while the ledger stands here."""
         ledger = {"step": position.step, "intended": position.intended}
-        return {"ledger": ledger, "seed": self.seed, "schedule": self.schedule}
+        about = {"ledger": ledger, "seed": self.seed, "schedule": self.schedule}
+        return {**about, "base": asdict(self.base)} if self.base else about
+
+    def check_base(self, checkpoint: Checkpoint) -> None:
+        """RunRejected if the adapters of a checkpoint belong to another model."""
+        noted = checkpoint.about.get("base")
+        if self.base is not None and noted is not None and noted["hash"] != self.base.hash:
+            raise RunRejected(
+                f"{checkpoint.folder} holds adapters of the model that was in {noted['path']}, and {self.base.path}"
+                " holds another one now; put that back as model.path, or start a new run"
+            )
 
 
 def manifest_of(settings: RunSettings) -> Manifest:
-    """The part of the manifest that is the same in every checkpoint of a run."""
+    """The part of the manifest that is the same in every checkpoint of a run; with adapters it reads the model."""
     trainer = settings.trainer.model_dump(mode="json", exclude=set(WITHOUT_EFFECT))
     relevant = {"kind": settings.kind, "model": settings.model.model_dump(mode="json"), "trainer": trainer}
+    base = None
+    if settings.lora.rank:
+        folder = Path(settings.model.path).expanduser()
+        relevant["lora"] = settings.lora.model_dump(mode="json", exclude={"publish"})
+        base = Base(str(folder), weights_hash(folder))
     text = json.dumps(relevant, sort_keys=True)
-    return Manifest(settings.seed, hashlib.sha256(text.encode()).hexdigest())
+    return Manifest(settings.seed, hashlib.sha256(text.encode()).hexdigest(), base)
 
 
 def take_up(
@@ -78,6 +106,7 @@ def take_up(
         return 0
     if checkpoint.about.get("schedule", manifest.schedule) != manifest.schedule:
         log.warning("checkpoint_of_other_settings", checkpoint=str(checkpoints.folder), step=begin)
+    manifest.check_base(checkpoint)
     state = learner.state()
     checkpoints.fill(checkpoint, state)
     learner.load_state(state)

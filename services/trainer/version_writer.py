@@ -10,6 +10,8 @@ from typing import Any
 
 import torch
 
+from services.trainer.backends.adapt_layers import AdapterShape
+from services.trainer.backends.adapter_files import ADAPTER_CONFIG, adapter_config
 from services.trainer.encode_delta import Bytes, encode_piece, pieces_of
 from services.trainer.model_files import model_files
 from services.trainer.stage_weights import Staged
@@ -46,6 +48,19 @@ class RunFiles:
     model: Path
     """Folder of the initial model, for what stands beside the weights."""
     dtype: str
+    adapter: AdapterShape | None = None
+    """Of a run whose versions are adapters of that model alone."""
+
+    @property
+    def stem(self) -> str:
+        """Of the names of the files with weights."""
+        return "adapter_model" if self.adapter else "model"
+
+    def beside(self, quantization: dict[str, Any] | None) -> dict[str, bytes]:
+        """What stands beside the weights in a full version, by name; `quantization` as for model_files."""
+        if self.adapter is not None:
+            return {ADAPTER_CONFIG: adapter_config(self.adapter, self.model)}
+        return model_files(self.model, self.dtype, quantization)
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +95,7 @@ class VersionWriter:
         is_full = in_full or last is None or self._full_every is None or age >= self._full_every
         name = VersionName(self._about.epoch, len(self.names), staged.version, "full" if is_full else "delta")
         with self.store.writing(str(name)) as write, ThreadPoolExecutor(THREADS) as pool:
-            version = _Version(staged, write, pool, self._piece)
+            version = _Version(staged, write, pool, self._piece, self._about.stem)
             if last is None:
                 version.contents = [_on_host(flat, self._full_every is not None) for flat in staged.buckets.flat]
                 delta = None
@@ -126,6 +141,7 @@ class _Version:
     write: Write
     pool: ThreadPoolExecutor
     piece: int
+    stem: str
     contents: list[Bytes] = field(default_factory=list[Bytes])
     """The bytes of each bucket, on the host."""
     frames: dict[str, list[int]] = field(default_factory=dict[str, list[int]])
@@ -148,7 +164,7 @@ class _Version:
     def write_model(self, about: RunFiles) -> dict[str, str]:
         """A Hugging Face folder; returns the hash of each file beside the shards."""
         layout = self.staged.buckets.layout
-        beside = model_files(about.model, about.dtype, _quantization(layout))
+        beside = about.beside(_quantization(layout))
         for file, bucket, content in zip(self._files(), layout, self.contents, strict=True):
             self.write(file, [header_of(bucket), content.data])
         if len(layout) > 1:
@@ -192,8 +208,8 @@ class _Version:
     def _files(self) -> list[str]:
         count = len(self.staged.buckets.layout)
         if count == 1:
-            return ["model.safetensors"]
-        return [f"model-{number:05d}-of-{count:05d}.safetensors" for number in range(1, count + 1)]
+            return [f"{self.stem}.safetensors"]
+        return [f"{self.stem}-{number:05d}-of-{count:05d}.safetensors" for number in range(1, count + 1)]
 
     def _index(self) -> bytes:
         layout = self.staged.buckets.layout

@@ -9,7 +9,10 @@ aten: Any = torch.ops.aten
 
 
 class MasterWeights:
-    """Float32 weights and gradients by parameter name; parameters of a float32 model on its device are their own."""
+    """Float32 weights and gradients by the name of the parameter, of those that learn.
+
+    Those of a float32 model on its device are their own.
+    """
 
     def __init__(self, model: nn.Module, dtype: torch.dtype, offload: bool = False) -> None:
         """`offload` keeps the copies, and so the optimizer, in the host's memory."""
@@ -18,7 +21,10 @@ class MasterWeights:
         self._offload = offload
         for name, parameter in model.named_parameters():
             own = dtype == torch.float32 and not offload
-            self.named[name] = parameter if own else self._copy(parameter, dtype)
+            if parameter.requires_grad:
+                self.named[name] = parameter if own else self._copy(parameter, dtype)
+            else:
+                parameter.data = parameter.data.to(dtype)
 
     def zero_grad(self) -> None:
         for master in self.named.values():
@@ -38,11 +44,9 @@ class MasterWeights:
     def _copy(self, parameter: nn.Parameter, dtype: torch.dtype) -> nn.Parameter:
         value = parameter.detach().cpu() if self._offload else parameter.detach().clone()
         pinned = value.pin_memory() if self._offload and torch.cuda.is_available() else value
-        master = nn.Parameter(pinned, requires_grad=parameter.requires_grad)
+        master = nn.Parameter(pinned)
         parameter.data = parameter.data.to(dtype)
         self._low.append((parameter, master))
-        if not parameter.requires_grad:
-            return master
 
         def collect(low: torch.Tensor) -> None:
             # gradients of many micro-batches are added up in float32; bfloat16 would lose the small ones

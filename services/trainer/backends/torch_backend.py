@@ -12,6 +12,8 @@ from torch import nn
 from transformers.core_model_loading import revert_weight_conversion
 
 from services.trainer.backend import State
+from services.trainer.backends.adapt_layers import merged, without_adapters
+from services.trainer.backends.adapter_files import ADAPTER, named_adapters, write_adapters
 from services.trainer.backends.master_weights import MasterWeights
 from services.trainer.backends.shard_model import let_go, shard_model, whole
 from services.trainer.losses.loss_totals import LossTotals
@@ -41,11 +43,17 @@ class TorchBackend:
     """One device a rank. The same batches and seeds on as many ranks give the same bits on a CPU."""
 
     def __init__(
-        self, model: ScoringModel, dtype: torch.dtype, adamw: AdamW, source: Path, ranks: Ranks | None = None
+        self,
+        model: ScoringModel,
+        dtype: torch.dtype,
+        adamw: AdamW,
+        source: Path,
+        ranks: Ranks | None = None,
+        publish: str = "merged",
     ) -> None:
-        """`model` is float32, on its device; `source` is the folder that it came from."""
+        """`model` is float32, on its device; `source` is the folder that it came from; `publish` as in LoraSettings."""
         self._model = model.eval()  # no dropout: the engine samples without
-        self._ranks, self._dtype, self._source = ranks or OneRank(), dtype, source
+        self._ranks, self._dtype, self._source, self._publish = ranks or OneRank(), dtype, source, publish
         self._max_grad_norm, self._device = adamw.max_grad_norm, model.core.device
         if self._ranks.size > 1:
             shard_model(model, model.core, self._ranks.size, dtype, adamw.offload)
@@ -82,10 +90,21 @@ class TorchBackend:
         moved = {"step_skipped": float(not math.isfinite(norm)), "seconds_optimizer": time.monotonic() - computed}
         return {**totals.metrics(self._ranks), "grad_norm": norm, **moved}
 
+    def predict_untrained(self, packed: list[PackedSequences]) -> list[Predictions]:
+        """What the model says without the adapters that are all that learns of it."""
+        with without_adapters(self._model.core):
+            return self.predict(packed)
+
     def named_tensors(self) -> Iterator[tuple[str, torch.Tensor]]:
-        """See Backend."""
-        weights = {name: whole(tensor).to(self._dtype) for name, tensor in _core_weights(self._model.core).items()}
-        yield from revert_weight_conversion(self._model.core, weights).items()
+        """See Backend. Adapters alone are on the CPU: they are small, and there engines keep and hash them."""
+        core = self._model.core
+        if self._publish == "adapter":
+            learned = {name: whole(p.detach()) for name, p in core.named_parameters() if p.requires_grad}
+            small = {name: tensor.to("cpu", self._dtype) for name, tensor in learned.items()}
+            yield from named_adapters(core, small).items()
+            return
+        weights = {name: whole(tensor).to(self._dtype) for name, tensor in _core_weights(core).items()}
+        yield from revert_weight_conversion(core, merged(core, weights)).items()
 
     def tensors(self) -> Iterator[torch.Tensor]:
         """See Backend."""
@@ -95,10 +114,13 @@ class TorchBackend:
             yield from held.values()
 
     def state(self) -> State:
-        """See Backend. The weights are those in float32, so that any number of ranks has tensors of the same names."""
+        """See Backend. The weights are those in float32, so that any number of ranks has tensors of the same names.
+
+        Of a model whose adapters learn, it is these alone.
+        """
         masters = {name: master.detach() for name, master in self._masters.named.items()}
         moved = {f"{m}/{name}": self._optimizer.state[p][m] for name, p in self._masters.named.items() for m in MOMENTS}
-        weights = {**_core_weights(self._model), **masters}
+        weights = {**_kept_buffers(self._model), **masters}
         return {"weights": weights, "optimizer": moved, "random": {"cpu": torch.get_rng_state()}}
 
     def load_state(self, state: State) -> None:
@@ -115,7 +137,8 @@ class TorchBackend:
         weights = {name: whole(tensor).to("cpu", self._dtype) for name, tensor in _core_weights(core).items()}
         if self._ranks.rank:
             return
-        core.save_pretrained(folder, state_dict=weights)
+        core.save_pretrained(folder, state_dict=merged(core, weights))
+        write_adapters(core, weights, self._source, folder / ADAPTER)
         for file in tokenizer_files(self._source):
             shutil.copy2(file, folder / file.name)
 
@@ -146,9 +169,12 @@ def _optimizer(masters: list[nn.Parameter], adamw: AdamW) -> torch.optim.AdamW:
 
 def _core_weights(model: nn.Module) -> dict[str, torch.Tensor]:
     """Parameters and kept buffers, tied ones once."""
+    return {**{name: parameter.detach() for name, parameter in model.named_parameters()}, **_kept_buffers(model)}
+
+
+def _kept_buffers(model: nn.Module) -> dict[str, torch.Tensor]:
     kept = model.state_dict()
-    named = {name: parameter.detach() for name, parameter in model.named_parameters()}
-    return {**named, **{name: buffer for name, buffer in model.named_buffers() if name in kept}}
+    return {name: buffer for name, buffer in model.named_buffers() if name in kept}
 
 
 @torch.no_grad()

@@ -51,7 +51,9 @@ class RealEngine:
     def connect(self) -> Redis:
         return connect(self.redis_url)
 
-    async def activate(self, transport: str = "broadcast", **engine: Any) -> RunRecord:
+    async def activate(
+        self, transport: str = "broadcast", lora: Mapping[str, Any] | None = None, **engine: Any
+    ) -> RunRecord:
         """Make the run the active one, as the gateway does."""
         settings = RunSettings.model_validate(
             {
@@ -61,6 +63,7 @@ class RealEngine:
                 "trainer": {"steps": 100},
                 "engine": {"device": "cpu", **engine},
                 "weights": {"transport": transport},
+                "lora": lora or {},
             }
         )
         redis = self.connect()

@@ -206,8 +206,9 @@ async def test_a_server_that_is_gone_or_silent_has_come_to_the_end_of_its_life(
         await engine.watch()
 
 
-def serving(redis: Redis, model: ModelSettings, state: State) -> Serving:
+def serving(redis: Redis, model: ModelSettings, state: State, **sections: Any) -> Serving:
     tree = {
+        **sections,
         "name": "r1",
         "model": model.model_dump(),
         "data": {"datasets": [{"name": "sums"}]},
@@ -215,6 +216,12 @@ def serving(redis: Redis, model: ModelSettings, state: State) -> Serving:
     }
     record = RunRecord("r1", RunSettings.model_validate(tree), state, "", 0, None, None)
     return Serving(Place(Deployment(), redis, Log("engine"), "engine-a"), record, lambda: None)
+
+
+def test_a_server_of_somebody_else_serves_no_adapters(redis: Redis, model: ModelSettings) -> None:
+    sections = {"lora": {"rank": 8, "publish": "adapter"}, "weights": {"transport": "disk"}}
+    with pytest.raises(RunRejected, match=r"which somebody else keeps, .* write lora\.publish = \"merged\""):
+        Attached(serving(redis, model, "starting", **sections), URL)
 
 
 @pytest.fixture

@@ -10,6 +10,7 @@ import pytest
 
 from services.rollout.engine_arguments import EnginePlan, find_device, plan_engine, server_arguments
 from shared.errors import RunRejected
+from shared.lora_settings import LoraSettings
 from shared.messages import TensorSpec
 from shared.run_settings import EngineSettings, ModelSettings, WeightSettings
 from shared.safetensors_file import header_of
@@ -36,13 +37,26 @@ def test_any_server_argument_passes_through_and_wins_over_the_cpu_default(model:
     assert (arguments["attention_backend"], arguments["dtype"]) == ("torch_native", "float32")
 
 
+def test_an_engine_of_adapters_is_launched_for_their_shape_and_an_engine_of_whole_models_without(
+    model: ModelSettings,
+) -> None:
+    engine, lora = EngineSettings(device="cpu"), LoraSettings(rank=16, publish="adapter", target_modules=["o_proj"])
+    arguments = plan_engine(model, engine, "127.0.0.1", 8310, 0, lora=lora).arguments
+    assert (arguments["enable_lora"], arguments["max_lora_rank"]) == (True, 16)
+    assert (arguments["lora_target_modules"], arguments["lora_backend"]) == (["o_proj"], "torch_native")
+    assert {"enable_lora", "max_lora_rank", "lora_target_modules", "lora_backend"} <= server_arguments()
+    whole = plan_engine(model, engine, "127.0.0.1", 8310, 0, lora=LoraSettings(rank=16)).arguments
+    assert not [name for name in whole if "lora" in name]
+
+
 def test_an_unknown_server_argument_is_refused_with_the_closest_name(model: ModelSettings) -> None:
     with pytest.raises(RunRejected, match="did you mean mem_fraction_static"):
         plan(model, mem_fraction_statc=0.5)
 
 
 @pytest.mark.parametrize(
-    ("name", "instead"), [("model_path", "model.path"), ("port", "engine.port"), ("dp_size", "count")]
+    ("name", "instead"),
+    [("model_path", "model.path"), ("port", "engine.port"), ("dp_size", "count"), ("max_lora_rank", r"lora\.rank")],
 )
 def test_reserved_server_arguments_are_refused_with_what_to_write(
     model: ModelSettings, name: str, instead: str

@@ -28,13 +28,14 @@ TURNS = {"transport": "ipc", "memory": "turns", "enrol_deadline_s": 0.1}
 EVERY_MODEL = {"steps": STEPS, "advantage": {"estimator": "ppo"}, "kl": {"reward_coef": 0.1, "refresh_every": 2}}
 
 
-def bench(redis: Redis, home: Path, **weights: Any) -> Bench:
-    return Bench(redis, home, trainer=EVERY_MODEL, weights=weights)
+def bench(redis: Redis, home: Path, weights: dict[str, Any] | None = None, **lora: Any) -> Bench:
+    trainer = {"steps": STEPS} if lora else EVERY_MODEL
+    return Bench(redis, home, trainer=trainer, weights=weights or {}, lora=lora)
 
 
-async def kept(redis: Redis, home: Path) -> Outcome:
+async def kept(redis: Redis, home: Path, **lora: Any) -> Outcome:
     await feed(redis, "r1", range(GROUPS))
-    unhurt = bench(redis, home)
+    unhurt = bench(redis, home, **lora)
     await unhurt.train()
     expected = await outcome(unhurt)
     await redis.flushdb()
@@ -47,9 +48,10 @@ async def turns(redis: Redis) -> list[str]:
     return [turn.holder for _, turn in await Stream[MemoryTurn](redis, "r1", MEMORY).read()]
 
 
-async def test_policy_critic_and_reference_train_to_the_same_bits_in_turns(redis: Redis, tmp_path: Path) -> None:
-    expected = await kept(redis, tmp_path / "kept")
-    in_turns = bench(redis, tmp_path / "turns", **TURNS)
+@pytest.mark.parametrize("lora", [{}, {"rank": 4}], ids=["policy, critic and reference", "adapters"])
+async def test_models_train_to_the_same_bits_in_turns(redis: Redis, tmp_path: Path, lora: dict[str, Any]) -> None:
+    expected = await kept(redis, tmp_path / "kept", **lora)
+    in_turns = bench(redis, tmp_path / "turns", TURNS, **lora)
     await in_turns.train()
     (await outcome(in_turns)).must_equal(expected)
     assert await turns(redis) == ["trainer", "engines"] * (STEPS + 1)  # the first before anything is loaded
@@ -64,7 +66,7 @@ async def test_a_trainer_killed_in_its_turn_is_followed_by_one_that_asks_before_
     redis: Redis, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, owner: Any, name: str, call: int, after: bool
 ) -> None:
     expected = await kept(redis, tmp_path / "kept")
-    hurt = bench(redis, tmp_path / "hurt", **TURNS)
+    hurt = bench(redis, tmp_path / "hurt", TURNS)
     kill_at(monkeypatch, owner, name, call, after)
     with pytest.raises(Killed):
         await hurt.train()

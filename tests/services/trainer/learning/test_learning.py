@@ -54,6 +54,11 @@ def test_a_policy_learns_what_is_rewarded(novice: Path, words: Words, family: st
     must_rise(trained(novice, words, **FAMILIES[family]))
 
 
+def test_adapters_learn_what_is_rewarded(novice: Path, words: Words) -> None:
+    trainer = {"updates_per_step": 2, "learning_rate": 1e-2, "kl": {"loss_coef": 0.001}}
+    must_rise(reinforce(words_run(novice, lora={"rank": 8, "alpha": 16.0}, trainer=trainer), words))
+
+
 @pytest.mark.parametrize("correction", CORRECTIONS)
 def test_a_policy_learns_from_samples_of_two_versions_ago(novice: Path, words: Words, correction: str) -> None:
     weighed = {"type": correction, **CORRECTIONS[correction]}

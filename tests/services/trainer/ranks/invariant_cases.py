@@ -23,6 +23,7 @@ class Case:
     kind: str = "rl"
     models: dict[str, str] = field(default_factory=dict[str, str])
     """A section of the trainer's settings and the name of its model -> which of the tiny models it is."""
+    lora: Tree = field(default_factory=dict[str, Any])
 
     def settings(self, folders: dict[str, Path], max_tokens: int) -> RunSettings:
         """Of a run with that budget of a micro-batch."""
@@ -31,6 +32,7 @@ class Case:
             "kind": self.kind,
             "model": {"path": str(folders["policy"])},
             "data": {"datasets": [{"name": "data_0"}, {"name": "data_1"}]},
+            "lora": self.lora,
             "rollout": {"groups_per_step": 6, **({"group_size": 6} if self.kind == "rl" else {})},
             "trainer": {
                 "steps": 9,
@@ -51,6 +53,9 @@ def _corrected(**correction: Any) -> Tree:
 
 
 REFERENCE = {"kl.reference": "reference"}
+FROM_ZERO: Tree = {"adam_epsilon": 1e-3}
+"""The gradient of A is a product with B, which is 0 at first: the sign of what is nothing but rounding comes back."""
+ADAPTERS: Tree = {"rank": 3, "alpha": 6.0, "target_modules": ["q_proj", "v_proj", "down_proj"]}
 CASES: dict[str, Case] = {
     **{
         f"{loss} by {aggregation}": Case(
@@ -119,8 +124,17 @@ CASES: dict[str, Case] = {
         {"distillation": {"coef": 0.5}, "advantage": {"estimator": "reinforce_plus_plus", "whiten": "step"}},
         models={"distillation.teacher": "teacher"},
     ),
+    "adapters, and kl to the model without them": Case(
+        "kl_reference", merge(FROM_ZERO, {"kl": {"loss_coef": 0.3}, "updates_per_step": 2}), lora=ADAPTERS
+    ),
+    "adapters of policy and critic": Case(
+        "critic_loss",
+        merge(FROM_ZERO, {"advantage": {"estimator": "ppo"}, "critic": {"learning_rate": 1e-3}}),
+        lora=ADAPTERS,
+    ),
     "sft": Case("loss", {}, "sft"),
     "sft, two updates": Case("loss", {"updates_per_step": 2}, "sft"),
     "dpo": Case("loss", {"dpo": {"label_smoothing": 0.1}}, "dpo", REFERENCE),
     "ipo": Case("loss", {"dpo": {"type": "ipo"}}, "dpo", REFERENCE),
+    "dpo of adapters": Case("loss", FROM_ZERO, "dpo", lora=ADAPTERS),
 }  # fmt: skip
