@@ -43,8 +43,11 @@ class Kill:
     usual_s: float
     """Until all engines had a version, the median of those before."""
     survivors_s: float
-    """Until the others had the version in which the kill fell."""
+    """Until the others had the version in which the kill fell, and served it."""
+    trainer_s: float
+    """Until the trainer was done with that version."""
     cost_s: float
+    """By how much that is longer than usual."""
     lost: list[str]
     """Other engines that did not get that version."""
     next_s: float
@@ -67,6 +70,11 @@ class Trainer:
         report = await self._publisher.publish(staged)
         assert report is not None, "nothing replaces it"
         return time.monotonic() - started - report.seconds["hash"], report
+
+    async def served_by(self, names: Sequence[str]) -> float:
+        """When the last of these engines said that it was done with this version, in seconds since the epoch."""
+        parts = [await read_part(self._redis, Keys(RUN), self._version, name) for name in names]
+        return max(part.since for part in parts if part is not None)
 
     async def strike(self, name: str, victim: EngineProcess, phase: State) -> None:
         """Kill an engine as soon as it says that it is in that phase, or a later one, of the version under way."""
@@ -105,11 +113,13 @@ async def _kill(
     (*others, victim), phase = whom
     async with running_engine(redis, options.engine, device, options, victim) as process:
         took = [await trainer.next() for _ in range(options.versions)][1:]
-        (survivors_s, report), _ = await asyncio.gather(trainer.next(), trainer.strike(victim, process, phase))
+        began = time.time()
+        (trainer_s, report), _ = await asyncio.gather(trainer.next(), trainer.strike(victim, process, phase))
+        survivors_s = await trainer.served_by(others) - began - report.seconds["hash"]
         next_s, _ = await trainer.next()
     usual_s = statistics.median(seconds for seconds, _ in took)
     lost = sorted(set(others) - set(report.done))
-    return Kill(phase, usual_s, survivors_s, survivors_s - usual_s, lost, next_s)
+    return Kill(phase, usual_s, survivors_s, trainer_s, trainer_s - usual_s, lost, next_s)
 
 
 def _devices(engines: int) -> list[torch.device]:

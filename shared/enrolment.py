@@ -41,6 +41,8 @@ loading: the weights come in.
 proving: its hashes are compared with the trainer's.
 done: it holds the version, and serves it. failed: `reason` says why not.
 """
+AWAITED: frozenset[State] = frozenset(("enrolled", "draining", "ready", "done", "failed"))
+"""States that change what the trainer does next; it is not woken by others."""
 AT_WORK: frozenset[State] = frozenset(
     ("go", "preparing", "draining", "pausing", "resuming", "ready", "loading", "proving")
 )
@@ -110,8 +112,9 @@ async def write_answer(redis: Redis, keys: Keys, version: int, engine: str, part
     async with redis.pipeline(transaction=True) as pipe:
         pipe.hset(key, mapping={engine: _PART.dump_json(dated)})
         pipe.expire(key, KEPT_S)
-        pipe.rpush(answers, engine)
-        pipe.expire(answers, KEPT_S)
+        if part.state in AWAITED:
+            pipe.rpush(answers, part.state)
+            pipe.expire(answers, KEPT_S)
         await pipe.execute()
 
 
@@ -157,10 +160,8 @@ async def listen(redis: Redis, keys: Keys, version: int, engine: str) -> Word | 
 
 
 async def _wake(redis: Redis, lists: list[str], deadline_s: float) -> None:
-    """Return as soon as there is an entry in one of them, which is emptied; who is woken reads everything anew."""
+    """Return as soon as there is an entry in one of them, which is taken; who is woken reads everything anew."""
     deadline_s = max(deadline_s, 0.01)
     if not lists:
         return await asyncio.sleep(deadline_s)
-    found = await redis.blpop(lists, timeout=deadline_s)
-    if found:
-        await redis.delete(found[0])
+    await redis.blpop(lists, timeout=deadline_s)

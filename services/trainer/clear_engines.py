@@ -22,7 +22,7 @@ async def clear_engines(
 
     `until`: seconds since the epoch.
     """
-    patient_until, beat, next_beat = time.monotonic() + READY_S, 0, 0.0
+    patient_until, beat, next_beat = time.monotonic() + READY_S, 0, time.monotonic() + BEAT_S
     while True:
         states = {name: part.state for name, part in (await engines.look(version, announcement, names)).items()}
         now = time.monotonic()
