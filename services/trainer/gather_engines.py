@@ -65,9 +65,11 @@ class Engines:
 
     async def gather(self, version: int, checksum: str, announcement: str, until: float) -> Gathering:
         """Wait until every engine that is up has answered; at `until` (epoch seconds) go on with those that did."""
-        self._looked = 0.0
+        self._looked, answers = 0.0, dict[str, Part]()
         while True:
             up = await self._up_lately()
+            if awaited := up - self._silent - answers.keys():
+                await self.wait(version, awaited, min(LOOK_S, until - time.time()))
             parts = await read_parts(self._redis, self._keys, version)
             answers = {name: part for name, part in sorted(parts.items()) if part.announcement == announcement}
             self._silent -= answers.keys()
@@ -76,7 +78,6 @@ class Engines:
                 holding = {name: part for name, part in answers.items() if _holds(part, checksum)}
                 waiting = {name: part for name, part in answers.items() if part.state == "enrolled"}
                 return Gathering({n: part for n, part in waiting.items() if n not in self.given_up}, holding)
-            await self.wait(version, up - answers.keys(), min(LOOK_S, until - time.time()))
 
     async def wait(self, version: int, names: Collection[str], deadline_s: float = LOOK_S) -> None:
         """Return as soon as one of `names` has answered since the last time, or after `deadline_s` seconds."""

@@ -94,7 +94,7 @@ class Lender:
     async def _follow(self, offer: Offer, names: Collection[str]) -> dict[str, Part]:
         """Wait for the engines' answers, until the deadline."""
         while True:
+            await self.engines.wait(offer.staged.version, names)
             parts = await self.engines.ended(offer.staged.version, offer.announcement, names)
             if len(parts) == len(names) or offer.left_s <= 0:
                 return parts
-            await self.engines.wait(offer.staged.version, names)

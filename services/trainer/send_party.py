@@ -90,13 +90,13 @@ class PartySender:
         broken = sending is None
         until = time.monotonic() + min(offer.left_s, GRACE_S if broken else offer.left_s)
         while True:
+            await self._engines.wait(offer.staged.version, names, LOOK_S)
             parts = await self._engines.ended(offer.staged.version, offer.announcement, names)
             if len(parts) == len(names) or time.monotonic() > until:
                 break
             if not broken and _is_broken(parts, sending):
                 broken, until = True, min(until, time.monotonic() + GRACE_S)
                 abort(group)
-            await self._engines.wait(offer.staged.version, names, LOOK_S)
         if sending is not None:
             await self._end(sending, group, offer, len(parts) < len(names) or _is_broken(parts, sending))
         return parts

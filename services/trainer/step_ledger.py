@@ -17,7 +17,7 @@ from shared.rollback import Rollback, read_rollback
 from shared.scripts import Ledger
 from shared.streams import Message, Stream
 from shared.topology import STEPS, Keys
-from shared.version_ledger import Take, read_record, with_announcement, with_takes
+from shared.version_ledger import Take, VersionRecord, read_record, with_announcement, with_takes
 
 PAGE = 1000
 
@@ -48,6 +48,8 @@ class StepLedger:
         self._steps: Stream[StepRecord] = Stream(redis, run, STEPS)
         self._ledger = Ledger(redis, self._keys)
         self._epoch = 0
+        self._announced: tuple[int, VersionRecord] | None = None
+        """The version that was announced last, and its record, which nobody else writes."""
 
     async def take_over(self) -> None:
         """Become the one trainer that may write here; a version of a step that Redis has lost is taken back."""
@@ -108,8 +110,11 @@ class StepLedger:
 
     async def announce(self, version: WeightVersion) -> None:
         """Offer a version to the engines, and begin its record."""
-        known = await read_record(self.redis, self._keys, version.version)
-        await self._ledger.announce(self._epoch, version, with_announcement(known, version, time.time()))
+        known = await self._record(version.version)
+        record = with_announcement(known, version, time.time())
+        self._announced = None
+        await self._ledger.announce(self._epoch, version, record)
+        self._announced = version.version, record
 
     async def take_turn(self, turn: MemoryTurn) -> None:
         """Tell the engines whose the shared device memory is."""
@@ -119,14 +124,21 @@ class StepLedger:
         self, version: int, takes: Mapping[str, Take], nbytes: int = 0, seconds: Mapping[str, float] | None = None
     ) -> None:
         """Keep what became of an announced version at these engines; `seconds` and `nbytes` of its publication."""
-        record = await read_record(self.redis, self._keys, version)
+        record = await self._record(version)
         if record is None:
             await self.check(0)
             raise LedgerBehind(f"run {self.run}: Redis lost its last writes and does not know version {version}")
         noted = with_takes(record, takes)
         if seconds is not None:
             noted = replace(noted, nbytes=nbytes, seconds=dict(seconds))
+        self._announced = None
         await self._ledger.note_version(self._epoch, version, noted)
+        self._announced = version, noted
+
+    async def _record(self, version: int) -> VersionRecord | None:
+        if self._announced is not None and self._announced[0] == version:
+            return self._announced[1]
+        return await read_record(self.redis, self._keys, version)
 
     async def served(self, version: int) -> None:
         """Count a version as served, which lets the groups of a further step be released."""
