@@ -91,19 +91,21 @@ class Served:
 
 @pytest.fixture(scope="module")
 def served(stack: Stack, finished: Run) -> Served:
-    client, tree = stack.client, {**run_tree(stack, SERVED, type="contains"), "eval": {}}
-    client.start_run({**tree, "trainer": {**tree["trainer"], "steps": 1000}})
-    for event in client.events(SERVED):
-        if event.event == "step":
-            break
-    request = {"text": "1+1=", "sampling_params": {"max_new_tokens": 4, "temperature": 0}}
-    try:
-        answer = client.generate(request)
-        asked = follow_rollback(client, client.roll_back(SERVED, 0), RUN_DEADLINE_S)
-        return Served(answer, client.generate(request), asked)
-    finally:
-        client.stop_run(SERVED)
-        assert until_ended(client, SERVED).state == "stopped"
+    client = stack.client
+    with remote_reward() as url:  # which differs between attempts, so that every step changes the weights
+        tree = {**run_tree(stack, SERVED, type="remote", url=url), "eval": {}}
+        client.start_run({**tree, "trainer": {**tree["trainer"], "steps": 1000}})
+        for event in client.events(SERVED):
+            if event.event == "step":
+                break
+        request = {"text": "1+1=", "sampling_params": {"max_new_tokens": 4, "temperature": 0}}
+        try:
+            answer = client.generate(request)
+            asked = follow_rollback(client, client.roll_back(SERVED, 0), RUN_DEADLINE_S)
+            return Served(answer, client.generate(request), asked)
+        finally:
+            client.stop_run(SERVED)
+            assert until_ended(client, SERVED).state == "stopped"
 
 
 def test_the_run_finishes_and_every_group_is_accounted_for(finished: Run) -> None:
