@@ -1,15 +1,14 @@
 """One snapshot and the engines that are up -> files in a folder that both see: written, announced, taken, pruned."""
 
 import asyncio
-import secrets
 import time
 from collections.abc import Collection
 
-from services.trainer.broadcast_version import Outcome, Proofs
+from services.trainer.announce_version import Announcer, Offer, Proofs
 from services.trainer.gather_engines import Engines, Gathering
 from services.trainer.plan_waves import plan_waves
 from services.trainer.rendezvous import in_thread
-from services.trainer.send_party import Offer
+from services.trainer.round_outcome import Outcome
 from services.trainer.stage_weights import Staged
 from services.trainer.step_ledger import StepLedger
 from services.trainer.tell import tell
@@ -18,7 +17,7 @@ from services.trainer.version_writer import VersionWriter
 from shared.enrolment import Part
 from shared.errors import SluiceError
 from shared.logs import Log
-from shared.messages import Rendezvous, WeightFiles, WeightVersion
+from shared.messages import WeightFiles
 from shared.weight_store import ASIDE
 
 WRITE_TRIES = 4
@@ -41,9 +40,9 @@ class FileTransport:
             keep: newest versions that stay in the store, with all that they build on.
             max_unavailable: engines that take a version at the same time; 0 for all.
         """
-        self.engines = Engines(ledger.redis, ledger.run)
+        self.engines, self._max_unavailable = Engines(ledger.redis, ledger.run), max_unavailable
+        self._announcer = Announcer(ledger, self.engines, enrol_s)
         self._ledger, self._writer, self._keep, self._log = ledger, writer, keep, log
-        self._enrol_s, self._max_unavailable = enrol_s, max_unavailable
         self._written: tuple[int, str, WeightFiles] | None = None
         """Version, checksum and files of the one that was written last."""
         self._refused, self._write_s = False, 0.0
@@ -66,8 +65,7 @@ class FileTransport:
         """
         outcome, files = Outcome(), await self._files_of(staged, proofs.checksum)
         outcome.seconds["write"], self._write_s, written = self._write_s, 0.0, time.monotonic()
-        offer = Offer(staged, f"{self._ledger.run}-v{staged.version}-{secrets.token_hex(4)}", until)
-        gathering = await self._announce(offer, proofs, files)
+        offer, gathering = await self._announcer.announce(staged, proofs, until, ("", 0, "files"), files)
         outcome.done.update(gathering.holding)
         outcome.seconds["enrol"] = (enrolled := time.monotonic()) - written
         await self._send(offer, gathering, outcome)
@@ -106,23 +104,6 @@ class FileTransport:
                     ) from error
             await asyncio.sleep(pause_s)
             pause_s *= 2
-
-    async def _announce(self, offer: Offer, proofs: Proofs, files: WeightFiles) -> Gathering:
-        staged, enrol_until = offer.staged, min(time.time() + self._enrol_s, offer.until)
-        meeting = Rendezvous("", 0, offer.announcement, "files", enrol_until, offer.until)
-        await self._ledger.announce(
-            WeightVersion(
-                staged.version,
-                staged.step,
-                staged.buckets.layout,
-                proofs.checksum,
-                proofs.tensor_checksums,
-                meeting,
-                proofs.engine_device,
-                files,
-            )
-        )
-        return await self.engines.gather(staged.version, proofs.checksum, offer.announcement, enrol_until)
 
     async def _send(self, offer: Offer, gathering: Gathering, outcome: Outcome) -> None:
         """Have the engines that wait take the files, wave after wave, and sort them as they end."""

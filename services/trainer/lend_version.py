@@ -1,22 +1,20 @@
 """One snapshot and the engines of this machine -> each told where it lies, and what became of it there."""
 
-import secrets
 import time
 from collections.abc import Collection, Mapping
 
+from services.trainer.announce_version import Announcer, Offer, Proofs
 from services.trainer.beside_training import BesideTraining
-from services.trainer.broadcast_version import Outcome, Proofs
 from services.trainer.gather_engines import Engines, Gathering
 from services.trainer.lend_memory import LentMemory
 from services.trainer.plan_waves import plan_waves
 from services.trainer.rendezvous import in_thread
-from services.trainer.send_party import Offer
+from services.trainer.round_outcome import Outcome
 from services.trainer.stage_weights import Staged
 from services.trainer.step_ledger import StepLedger
 from services.trainer.weight_buckets import WeightBuckets
 from shared.enrolment import Part
 from shared.memory_handle import MemoryHandle, machine_id
-from shared.messages import Rendezvous, WeightVersion
 
 
 class Lender:
@@ -24,9 +22,8 @@ class Lender:
 
     def __init__(self, ledger: StepLedger, enrol_s: float, max_unavailable: int) -> None:
         """`max_unavailable`: engines that are paused at the same time; 0 for all."""
-        self.engines = Engines(ledger.redis, ledger.run)
-        self._ledger, self._run = ledger, ledger.run
-        self._enrol_s, self._max_unavailable = enrol_s, max_unavailable
+        self.engines, self._max_unavailable = Engines(ledger.redis, ledger.run), max_unavailable
+        self._announcer = Announcer(ledger, self.engines, enrol_s)
         self._beside, self._lent = BesideTraining(), LentMemory()
         self._failed: set[str] = set()
         """By the last round; they may be paused, and come first in the next one."""
@@ -37,8 +34,7 @@ class Lender:
     async def round(self, staged: Staged, proofs: Proofs, until: float) -> Outcome:
         """See Transport."""
         outcome, started = Outcome(), time.monotonic()
-        offer = Offer(staged, f"{self._run}-v{staged.version}-{secrets.token_hex(4)}", until)
-        gathering = await self._announce(offer, proofs)
+        offer, gathering = await self._announcer.announce(staged, proofs, until, (machine_id(), 0, "ipc"))
         outcome.done.update(gathering.holding)
         outcome.seconds["enrol"] = time.monotonic() - started
         left = set(gathering.waiting)
@@ -52,21 +48,6 @@ class Lender:
 
     def drop_group(self) -> None:
         """See Transport: nothing is held."""
-
-    async def _announce(self, offer: Offer, proofs: Proofs) -> Gathering:
-        staged, enrol_until = offer.staged, min(time.time() + self._enrol_s, offer.until)
-        await self._ledger.announce(
-            WeightVersion(
-                staged.version,
-                staged.step,
-                staged.buckets.layout,
-                proofs.checksum,
-                proofs.tensor_checksums,
-                Rendezvous(machine_id(), 0, offer.announcement, "ipc", enrol_until, offer.until),
-                proofs.engine_device,
-            )
-        )
-        return await self.engines.gather(staged.version, proofs.checksum, offer.announcement, enrol_until)
 
     async def _lend(self, offer: Offer, gathering: Gathering, outcome: Outcome) -> None:
         """Lend the version to one wave, until each of it has answered or the deadline has passed."""

@@ -9,11 +9,13 @@ from typing import Protocol
 
 import torch
 
+from services.trainer.announce_version import Proofs
 from services.trainer.beside_training import BesideTraining
-from services.trainer.broadcast_version import Broadcaster, Outcome, Proofs
+from services.trainer.broadcast_version import Broadcaster
 from services.trainer.gather_engines import Engines
 from services.trainer.publish_versions import MakeRoom
 from services.trainer.rendezvous import in_thread
+from services.trainer.round_outcome import Outcome
 from services.trainer.stage_weights import Stage, Staged
 from services.trainer.step_ledger import StepLedger
 from services.trainer.takes import takes_of

@@ -4,8 +4,8 @@ import asyncio
 import contextlib
 import time
 from collections.abc import Collection
-from dataclasses import dataclass
 
+from services.trainer.announce_version import Offer
 from services.trainer.clear_engines import clear_engines
 from services.trainer.gather_engines import Engines
 from services.trainer.kept_groups import KeptGroups, abort
@@ -21,20 +21,6 @@ CONNECT_S = 5.0
 """Seconds for engines that were told to begin until all are in the group; milliseconds where all are alive."""
 GRACE_S = 2.0
 """Seconds for engines to report after the group broke, and for a broadcast to end after it was aborted."""
-
-
-@dataclass(frozen=True, slots=True)
-class Offer:
-    """A version as it was announced."""
-
-    staged: Staged
-    announcement: str
-    until: float
-    """Seconds since the epoch in which all engines must have it."""
-
-    @property
-    def left_s(self) -> float:
-        return self.until - time.time()
 
 
 class PartySender:

@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 
-from services.trainer.broadcast_version import Outcome
+from services.trainer.round_outcome import Outcome
 from shared.version_ledger import Take
 
 REASON_CHARACTERS = 300
