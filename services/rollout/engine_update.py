@@ -194,7 +194,9 @@ class EngineUpdate:
             await self.calls.wait_until_idle((until - time.time()) * DRAIN_SHARE)
             lap("drain")
         enter("pausing")
-        await self.calls.pause("retract" if self.mode == "drain" else self.mode, until - time.time())
+        await self.calls.pause("in_place" if self.mode == "in_place" else "retract", until - time.time())
+        if self.mode == "abort":
+            await self.calls.abort_all()  # SGLang's own pause of this kind looks once a second whether all have ended
         lap("pause")
 
     async def _flush(self) -> None:

@@ -96,6 +96,17 @@ async def test_a_drain_waits_until_the_engine_is_idle_and_retracts_what_came_mea
     assert server.bodies[2] == {"mode": "retract"}
 
 
+async def test_requests_that_are_to_end_are_stopped_first_and_then_told(start: Start) -> None:
+    async with start(mode="abort") as sidecar:
+        await sidecar.announce(1, "g1")
+        await sidecar.go(1, "g1")
+        await sidecar.reaches(1, "done")
+    paused = sidecar.server.calls.index("/pause_generation")
+    assert sidecar.server.bodies[paused] == {"mode": "retract"}
+    assert sidecar.server.calls[paused + 1] == "/abort_request"
+    assert sidecar.server.calls[paused + 2 :] == UPDATE[paused + 1 :]
+
+
 async def test_requests_that_do_not_end_in_time_are_retracted(start: Start) -> None:
     server = Server(hang={"/update_weights_from_distributed"})
     async with start(server, mode="drain") as sidecar:
