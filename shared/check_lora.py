@@ -21,6 +21,8 @@ def lora_problems(run: "RunSettings") -> Iterator[str]:
         return
     if not lora.target_modules:
         yield 'lora.target_modules is empty, so nothing learns; write ["q_proj", "v_proj"], or leave it out'
+    if len(set(lora.target_modules)) < len(lora.target_modules):
+        yield f"lora.target_modules names a layer twice: {', '.join(lora.target_modules)}; name each once"
     if trainer.kl.refresh_every:
         yield (
             "trainer.kl.refresh_every makes the reference a copy of the policy, and with lora.rank it is the policy"
@@ -49,6 +51,16 @@ def _served(run: "RunSettings") -> Iterator[str]:
         yield (
             f'weights.quantization is "{run.weights.quantization}", and engines keep the model that adapters are for as'
             ' it is; write quantization = "none", or lora.publish = "merged"'
+        )
+    if "bucket_mib" in changed(run.weights).split(", "):
+        yield (
+            'weights.bucket_mib has no effect with lora.publish = "adapter", whose versions are one file each; leave it'
+            " out"
+        )
+    if run.engine.server_args.get("load_format") == "dummy":
+        yield (
+            "engine.server_args.load_format is 'dummy', and engines that get adapters alone get the model from"
+            ' model.path and nowhere else; leave it out, or write lora.publish = "merged"'
         )
     if run.engine.update_mode != "retract":
         yield (

@@ -1,13 +1,16 @@
 """The settings of a run's weight versions -> the sentences about what does not go together, or has no effect."""
 
+import json
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from shared.check_trainer import changed
 
 if TYPE_CHECKING:
     from shared.run_settings import RunSettings, WeightSettings
 
+OVERRIDE = "json_model_override_args"
+"""The argument of SGLang in which an engine is told of the format of its versions, beside what a run writes there."""
 OF_DELTAS = ("full_every",)
 OF_FILES = ("folder", "local_folder", "keep_versions", *OF_DELTAS)
 
@@ -43,7 +46,7 @@ def turns_problems(run: "RunSettings") -> Iterator[str]:
     if run.engine.server_args.get("enable_memory_saver", True) is not True:
         yield (
             'weights.memory is "turns", which needs engine.server_args.enable_memory_saver, and sets it; leave it out,'
-            f" {KEPT}"
+            ' or write memory = "kept", with which both keep their parts of the memory'
         )
 
 
@@ -74,6 +77,13 @@ def weights_problems(weights: "WeightSettings") -> Iterator[str]:
         )
 
 
+def _is_object(text: Any) -> bool:
+    try:
+        return isinstance(json.loads(text), dict)
+    except (TypeError, ValueError):
+        return False
+
+
 def quantization_problems(run: "RunSettings") -> Iterator[str]:
     """The same about versions in fp8: what model and engine have to be like."""
     weights, given = run.weights, run.engine.server_args
@@ -98,6 +108,12 @@ def quantization_problems(run: "RunSettings") -> Iterator[str]:
         yield (
             f'engine.server_args.load_format is {loads!r}, and with weights.quantization = "fp8" an engine has'
             " nothing to load before version 0; leave it out"
+        )
+    override = given.get(OVERRIDE, "{}")
+    if not _is_object(override):
+        yield (
+            f"engine.server_args.{OVERRIDE} is {override!r}; write the text of a JSON object, such as"
+            """ '{"max_position_embeddings": 4096}'"""
         )
     if run.engine.device == "cpu":
         yield 'weights.quantization is "fp8", which engines serve on GPUs only; write quantization = "none"'

@@ -14,6 +14,8 @@ from shared.topology import Keys
 
 KEPT_S = 3600
 """Seconds after the last word about a version at which its parts are forgotten."""
+WAKES_S = 60
+"""The same of entries that only wake somebody: each engine leaves some of every version."""
 
 State = Literal[
     "enrolled",
@@ -114,7 +116,7 @@ async def write_answer(redis: Redis, keys: Keys, version: int, engine: str, part
         pipe.expire(key, KEPT_S)
         if part.state in AWAITED:
             pipe.rpush(answers, part.state)
-            pipe.expire(answers, KEPT_S)
+            pipe.expire(answers, WAKES_S)
         await pipe.execute()
 
 
@@ -135,6 +137,13 @@ async def read_parts(redis: Redis, keys: Keys, version: int) -> dict[str, Part]:
     return {engine.decode(): _PART.validate_json(part) for engine, part in raw.items()}
 
 
+async def read_parts_of(redis: Redis, keys: Keys, version: int, engines: Collection[str]) -> dict[str, Part]:
+    """The same of some engines: where each has a group of its own, one looks for every one of them."""
+    names = sorted(engines)
+    raw = cast(list[bytes | None], await redis.hmget(keys.enrolled(version), names)) if names else []
+    return {name: _PART.validate_json(part) for name, part in zip(names, raw, strict=True) if part is not None}
+
+
 async def say(redis: Redis, keys: Keys, version: int, engines: Collection[str], word: Word) -> None:
     """Tell several engines the same, all at once."""
     key = keys.words(version)
@@ -144,7 +153,7 @@ async def say(redis: Redis, keys: Keys, version: int, engines: Collection[str], 
         pipe.expire(key, KEPT_S)
         for told in (keys.told(version, engine) for engine in engines):
             pipe.rpush(told, word.word)
-            pipe.expire(told, KEPT_S)
+            pipe.expire(told, WAKES_S)
         await pipe.execute()
 
 

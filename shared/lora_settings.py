@@ -26,3 +26,7 @@ class LoraSettings(Settings):
     def is_served(self) -> bool:
         """Engines serve the adapters beside the model."""
         return self.rank > 0 and self.publish == "adapter"
+
+    def goes_on_from(self, other: "LoraSettings") -> bool:
+        """Whether these adapters are those of another run, trained further; how they are published may differ."""
+        return (self.rank, other.rank) == (0, 0) or self == other.model_copy(update={"publish": self.publish})

@@ -72,7 +72,22 @@ def branch_settings(parent: RunRecord, wanted: BranchRequest) -> RunSettings:
                 f"branch: {name} is {ours!r}, but run {parent.run}, whose optimizer goes on, has {theirs!r}; leave it,"
                 f" or start a run with model.path = the export of {parent.run}"
             )
+    _check_adapters(parent, settings)
     return settings
+
+
+def _check_adapters(parent: RunRecord, settings: RunSettings) -> None:
+    theirs, ours = parent.settings.lora, settings.lora
+    if not ours.goes_on_from(theirs):
+        raise SettingsError(
+            f"branch: [lora] differs from that of run {parent.run}, whose optimizer goes on; leave it, but for"
+            f" lora.publish, or start a run with model.path = the export of {parent.run}"
+        )
+    if ours.rank and settings.model.path != parent.settings.model.path:
+        raise SettingsError(
+            f"branch: model.path is {settings.model.path!r}, and the adapters of run {parent.run} are for"
+            f" {parent.settings.model.path}; leave it out"
+        )
 
 
 def begin_counters(step: int, groups_per_step: int) -> dict[str, int]:

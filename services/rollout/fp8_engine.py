@@ -5,12 +5,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, cast
 
+from shared.check_weights import OVERRIDE
 from shared.errors import RunRejected
 from shared.fp8_checkpoint import BLOCK, fp8_weights, is_converted, quantization_config
 from shared.run_settings import ModelSettings, WeightSettings
 from shared.safetensors_file import shapes_in
 
-OVERRIDE = "json_model_override_args"
 CONFIG = "quantization_config"
 
 

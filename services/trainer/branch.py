@@ -8,7 +8,6 @@ from services.trainer.checkpoint import Checkpoints
 from services.trainer.reach_step import Reached, Recordings, computing, reach
 from services.trainer.recorded_run import RecordedRun, owner_of
 from shared.errors import RunRejected
-from shared.lora_settings import LoraSettings
 from shared.run_settings import BranchSettings, RunSettings
 from shared.service import Serving
 
@@ -50,14 +49,9 @@ def _check(settings: RunSettings, parent: RecordedRun) -> None:
             f"run {settings.name} is of kind {settings.kind} in {settings.model.dtype}, its parent {parent.run} of kind"
             f" {theirs.kind} in {theirs.model.dtype}; a branch goes on with the same"
         )
-    ours, base = _adapters(settings), settings.model.path
-    if ours != _adapters(theirs) or (settings.lora.rank and base != theirs.model.path):
+    moved = settings.lora.rank and settings.model.path != theirs.model.path
+    if moved or not settings.lora.goes_on_from(theirs.lora):
         raise RunRejected(
             f"run {settings.name} and its parent {parent.run} differ in [lora], or in the model.path that adapters are"
             " for; a branch goes on with the same"
         )
-
-
-def _adapters(settings: RunSettings) -> LoraSettings | None:
-    """What makes the adapters of a run fit those of another one."""
-    return settings.lora.model_copy(update={"publish": "merged"}) if settings.lora.rank else None

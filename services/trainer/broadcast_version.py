@@ -64,8 +64,7 @@ class Broadcaster:
             finally:
                 await end(*sending)
             outcome.merge([each for each, _ in sent])
-            for failure in (failure for _, failure in sent if failure is not None):
-                self._groups.meet_anew(failure)
+            self._groups.meet_anew(failure for _, failure in sent if failure is not None)
             if outcome.failed:
                 break
         outcome.waiting = tuple(sorted(left))

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from redis.asyncio import Redis
 
 from services.trainer.rendezvous import Member
-from shared.enrolment import AT_WORK, Part, Word, await_answer, read_parts, say, write_parts
+from shared.enrolment import AT_WORK, Part, Word, await_answer, read_parts, read_parts_of, say, write_parts
 from shared.memory_handle import MemoryHandle
 from shared.runs import present
 from shared.topology import Keys
@@ -113,7 +113,7 @@ class Engines:
 
     async def look(self, version: int, announcement: str, names: Collection[str]) -> dict[str, Part]:
         """The parts of `names` as they are now; `failed` where an engine restarted meanwhile, or is gone."""
-        parts = await read_parts(self._redis, self._keys, version)
+        parts = await read_parts_of(self._redis, self._keys, version, names)
         up = await self._up_lately()
         if any(name in parts and parts[name].state in AT_WORK for name in set(names) - up):
             up = await self._up_lately(0)  # it may have come up since

@@ -4,9 +4,9 @@ An engine is in one group at a time, and shares it only with its party.
 """
 
 import asyncio
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 
-from services.trainer.rendezvous import Communicator, MeetingPoint, Member, in_thread
+from services.trainer.rendezvous import Communicator, MeetingPoint, Member, forget, in_thread
 
 
 class KeptGroups:
@@ -46,11 +46,13 @@ class KeptGroups:
         self._groups[name] = group
         return group
 
-    def meet_anew(self, failure: RuntimeError) -> None:
-        """Set engines free that wait at the store for a group that could not be made; nobody else may be on the way."""
-        if self._meeting is not None:
-            self._meeting.close(failure)
-        self._meeting = None
+    def meet_anew(self, failures: Iterable[RuntimeError]) -> None:
+        """Set engines free that wait at the store for groups that could not be made; nobody else may be on the way."""
+        for failure in failures:
+            forget(failure)
+            if self._meeting is not None:
+                self._meeting.close()
+            self._meeting = None
 
     def keep_only(self, present: Collection[Member]) -> None:
         """Drop the groups of which a member is gone: they will never be whole again."""

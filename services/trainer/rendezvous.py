@@ -43,14 +43,18 @@ class MeetingPoint:
             host, self.port, is_master=True, wait_for_workers=False, master_listen_fd=listener.detach()
         )
 
-    def close(self, failure: BaseException) -> None:
-        """Set everybody free who waits at the store, after a group could not be made there.
-
-        The traceback of the failure holds the store and half a group, whose connections an engine could still join and
-        wait at; left alone, they would stay until the garbage collector comes by.
-        """
-        traceback.clear_frames(failure.__traceback__)
+    def close(self) -> None:
+        """Set everybody free who waits at the store. Groups that were made there stay."""
         self.store = None
+
+
+def forget(failure: BaseException) -> None:
+    """Let go of a group that could not be made.
+
+    The traceback of the failure holds half a group, whose connections an engine could still join and wait at; left
+    alone, they would stay until the garbage collector comes by.
+    """
+    traceback.clear_frames(failure.__traceback__)
 
 
 class Communicator:
@@ -63,11 +67,13 @@ class Communicator:
         self.name, self.members, self._beside = name, tuple(members), BesideTraining()
         world_size = 1 + sum(member.ranks for member in members)
         device = "cpu" if backend == "gloo" else "cuda"
+        timeout = timedelta(seconds=wait_s)
+        # A connection of its own: who waits on one keeps others from it, and a group that holds on to the server itself
+        # would keep it open for engines that nobody meets there any more.
+        store = c10d.TCPStore(meeting.host, meeting.port, is_master=False, wait_for_workers=False, timeout=timeout)
         # The names under which `torch.distributed` looks for its peers in the engines' processes.
-        store = meeting.store
         for prefix in (name, f"{name}/", f"{device}/"):
             store = c10d.PrefixStore(prefix, store)
-        timeout = timedelta(seconds=wait_s)
         self._group: Any = (_gloo if backend == "gloo" else _nccl)(store, meeting.host, world_size, timeout)
 
     def broadcast(self, buckets: WeightBuckets) -> None:

@@ -43,15 +43,18 @@ class PartySender:
         Raises:
             RuntimeError: the engines did not all join the group.
         """
-        names, lap = party.gathering.waiting.keys(), Laps(seconds)
+        # Engines whose turn at the two buffers has not come serve meanwhile: they are told to begin in it.
+        async with self._buffers if offer.staged.buckets.is_on_host else contextlib.nullcontext():
+            return await self._send(offer, party, name, Laps(seconds))
+
+    async def _send(self, offer: Offer, party: Party, name: str, lap: "Laps") -> dict[str, Part]:
+        names, version = party.gathering.waiting.keys(), offer.staged.version
         group = await self._join(offer, party, name)
         lap("connect")
-        version = offer.staged.version
-        async with self._buffers if offer.staged.buckets.is_on_host else contextlib.nullcontext():
-            cleared = await clear_engines(self._engines, version, offer.announcement, names, offer.until)
-            lap("ready")
-            sending = in_thread(lambda: _broadcast(group, offer.staged)) if cleared else None
-            parts = await self._follow(sending, group, offer, names)
+        cleared = await clear_engines(self._engines, version, offer.announcement, names, offer.until)
+        lap("ready")
+        sending = in_thread(lambda: _broadcast(group, offer.staged)) if cleared else None
+        parts = await self._follow(sending, group, offer, names)
         if sending is not None and sending.done() and not sending.exception():
             lap.move("broadcast", sending.result())
         lap("prove")
@@ -59,6 +62,8 @@ class PartySender:
 
     async def _join(self, offer: Offer, party: Party, name: str) -> Communicator:
         version, gathering = offer.staged.version, party.gathering
+        if offer.left_s <= 0:  # engines that begin too late are ended, as those that hang
+            raise RuntimeError("the deadline passed before it was their turn")
         if party.group:
             await self._engines.start(version, gathering, party.group)
             return self._groups[party.group]

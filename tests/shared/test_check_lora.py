@@ -49,6 +49,15 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
         {"lora": SERVED, "weights": {**FILES, "quantization": "fp8"}, "model": {"dtype": "bfloat16"}},
         r'quantization is "fp8", and engines keep the model that adapters are for as it is',
     ),
+    "adapters in pieces": ({"lora": SERVED, "weights": {**FILES, "bucket_mib": 64}}, r"bucket_mib has no effect"),
+    "adapters beside no model": (
+        {"lora": SERVED, "weights": FILES, "engine": {"server_args": {"load_format": "dummy"}}},
+        r"load_format is 'dummy', and engines that get adapters alone get the model from model\.path",
+    ),
+    "two adapters of a layer": (
+        {"lora": {"rank": 8, "target_modules": ["q_proj", "o_proj", "q_proj"]}},
+        r"names a layer twice: q_proj, o_proj, q_proj; name each once",
+    ),
     "adapters for no engine": ({"kind": "sft", "lora": SERVED}, r"lora\.publish has no effect in a run of kind 'sft'"),
 }
 

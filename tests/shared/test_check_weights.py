@@ -66,6 +66,14 @@ def run_of(**sections: Any) -> RunSettings:
         ({**FP8, "engine": {"server_args": {"quantization": "awq"}}}, "server_args.quantization is 'awq'; leave"),
         ({**FP8, "engine": {"server_args": {"load_format": "auto"}}}, "load_format is 'auto', .* leave it out"),
         (
+            {**FP8, "engine": {"server_args": {"json_model_override_args": {"rope_theta": 1e6}}}},
+            "json_model_override_args is {'rope_theta': 1000000.0}; write the text of a JSON object",
+        ),
+        (
+            {**FP8, "engine": {"server_args": {"json_model_override_args": "{rope_theta: 1}"}}},
+            "write the text of a JSON object",
+        ),
+        (
             {"engine": {"server_args": {"quantization": "fp8"}}},
             "takes no versions that are not; .* weights.quant",
         ),

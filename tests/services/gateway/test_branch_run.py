@@ -162,6 +162,7 @@ async def test_a_branch_that_cannot_be_is_refused_with_what_to_write(
     assert "trainer.steps = 3 or more" in await refusal(client, 422, step=2, settings={"trainer": {"steps": 2}})
     assert "did you mean trainer.steps" in await refusal(client, 422, step=2, settings={"trainer": {"stepz": 2}})
     assert "has 'float32'" in await refusal(client, 422, step=2, settings={"model": {"dtype": "bfloat16"}})
+    assert "[lora] differs from that of run r1" in await refusal(client, 422, step=2, settings={"lora": {"rank": 8}})
     assert "give name and step beside" in await refusal(client, 422, step=2, settings={"name": "x"})
     assert "r1 exists" in await refusal(client, 409, step=2, name="r1")
     assert await redis.exists(Keys("r1-2").counters) == 0
@@ -173,3 +174,14 @@ async def test_a_branch_that_cannot_be_is_refused_with_what_to_write(
 def test_the_version_that_a_branch_begins_with_is_evaluated_and_none_before_it() -> None:
     settings = run_settings(eval={"datasets": ["sums"], "every": 4}, branch={"run": "r0", "step": 6})
     assert [version for version in range(11) if is_due(settings, version)] == [6, 8, 10]
+
+
+async def test_adapters_go_on_as_they_are_beside_the_model_that_they_are_for(
+    client: httpx.AsyncClient, store: DatasetStore, redis: Redis
+) -> None:
+    await parent(redis, store, run_settings(trainer={"steps": 10}, lora={"rank": 8}))
+    for other in ({"rank": 4}, {"rank": 0}, {"alpha": 8.0}, {"target_modules": ["o_proj"]}):
+        assert "leave it, but for lora.publish" in await refusal(client, 422, step=2, settings={"lora": other})
+    assert "are for some/model" in await refusal(client, 422, step=2, settings={"model": {"path": "other/model"}})
+    served = {"lora": {"publish": "adapter"}, "weights": {"transport": "disk"}}
+    assert (await branch(client, step=2, settings=served))["state"] == "queued"

@@ -4,7 +4,7 @@ import asyncio
 import contextlib
 import time
 from collections.abc import AsyncIterator
-from itertools import count
+from itertools import count, pairwise
 from typing import Any
 
 import pytest
@@ -15,7 +15,9 @@ from redis.exceptions import ConnectionError
 from services.trainer.gather_engines import Engines
 from services.trainer.publish_weights import Deadlines, WeightPublisher
 from services.trainer.step_ledger import StepLedger
+from services.trainer.weight_buckets import WeightBuckets
 from services.trainer.weight_hashes import checksum
+from shared.enrolment import read_part
 from shared.errors import FencedOut
 from shared.logs import Log
 from shared.messages import Event, WeightVersion
@@ -141,6 +143,38 @@ async def test_no_engine_waits_for_another_one_where_each_has_its_own_group(
     assert len(good.groups_joined) == 1
     if behaviour == "drains":
         assert good.at_work[1] < other.at_work[0]
+    await publisher.close()
+
+
+async def test_engines_that_wait_for_their_turn_at_the_buffers_of_a_snapshot_on_the_host_are_not_paused(
+    redis: Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(
+        WeightBuckets, "to_send", lambda self: ([flat] for flat in self.flat)
+    )  # the buffers are a GPU's
+    publisher = publish_to(redis, per_group=1)
+    engines = [ReceivingEngine(redis, RUN, name) for name in "abc"]
+    async with living(*engines):
+        staged = publisher.stage(0, 0, weights(0, rows=200_000))
+        staged.buckets.is_on_host = True
+        report = await publisher.publish(staged)
+    assert set(report.done) == {"a", "b", "c"}
+    paused = sorted(engine.at_work for engine in engines)
+    assert all(ended <= began for (_, ended), (began, _) in pairwise(paused))
+    await publisher.close()
+
+
+async def test_engines_are_not_told_to_begin_after_the_deadline(redis: Redis, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("services.trainer.send_party.GRACE_S", 0.2)
+    publisher = publish_to(redis, per_group=1, enrol_s=0.5, update_s=1.0)
+    slow, other = ReceivingEngine(redis, RUN, "a"), ReceivingEngine(redis, RUN, "b")
+    slow.is_open.clear()
+    async with living(slow, other):
+        staged = publisher.stage(0, 0, weights(0))
+        staged.buckets.is_on_host = True
+        report = await publisher.publish(staged)
+        assert (await read_part(redis, Keys(RUN), 0, "b")).state == "enrolled"
+    assert "the deadline passed" in report.failed["b"]
     await publisher.close()
 
 
