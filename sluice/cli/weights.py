@@ -82,6 +82,8 @@ def _list(found: VersionList) -> list[RenderableType]:
         for one in found.versions
     ]
     views: list[RenderableType] = [table(columns, rows, fixed=columns[:-1])]
+    if (oldest := found.versions[-1]).parent is not None:
+        views.append(f"older ones: --before {oldest.version}, or more at once by --limit")
     if found.available is not None:
         views += ["", f"a rollback could go to: {spans_in_words(found.available)}"]
     asked = found.rollback

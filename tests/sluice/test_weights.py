@@ -38,6 +38,8 @@ async def test_versions_are_listed_and_one_is_shown_with_its_engines(narrow: Slu
         assert text in listed.out
     newest = json.loads(narrow("weights", "list", "r1", "-n", "1", "--json").out)
     assert [version["version"] for version in newest["versions"]] == [1]
+    assert "older ones" not in listed.out
+    assert "older ones: --before 1," in narrow("weights", "list", "r1", "-n", "1").out
     shown = narrow("weights", "show", "r1", "1")
     assert ["parent", "0"] in [line.split() for line in shown.out.splitlines()]
     for text in ("4 groups, 8 attempts, 44 tokens", "failed, gone", "no [red] memory", "reward_mean"):
