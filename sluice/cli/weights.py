@@ -124,8 +124,11 @@ def _facts(found: VersionDetails) -> dict[str, Any]:
 
 
 def _engines(one: VersionSummary) -> str:
-    """How many took it, of those that were to."""
-    return "-" if one.checksum is None else f"{one.engines_done} of {one.engines_done + one.engines_failed}"
+    """How many took it, of those that have answered."""
+    if one.checksum is None:
+        return "-"
+    answered = one.engines_done + one.engines_failed
+    return f"{one.engines_done} of {answered}" if answered else "none yet"
 
 
 def _remark(one: VersionSummary) -> str:
