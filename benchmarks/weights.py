@@ -101,8 +101,17 @@ async def measure(transport: str, gb: float, options: argparse.Namespace) -> Row
 
 
 def table(rows: Sequence[Row]) -> str:
-    """A line a row, in milliseconds."""
-    names = ["transport", "quantization", "GB", "staged on", *PHASES, "GB/s", "plain GB/s", "ratio"]
+    """A line a row."""
+    names = [
+        "transport",
+        "quantization",
+        "GB",
+        "staged on",
+        *(f"{phase}, ms" for phase in PHASES),
+        "GB/s",
+        "plain GB/s",
+        "ratio",
+    ]
     lines = ["| " + " | ".join(names) + " |", "|" + "---|" * len(names)]
     for row in rows:
         times = [f"{1e3 * row.seconds[phase]:.1f}" for phase in PHASES]

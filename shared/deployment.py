@@ -120,6 +120,8 @@ class HealthSettings(Settings):
 
 
 class LogSettings(Settings):
+    """What services log, and how."""
+
     level: Literal["debug", "info", "warning", "error"] = "info"
     """The least important events that are logged."""
     format: Literal["text", "json"] = "text"

@@ -3,6 +3,7 @@
 import shutil
 from pathlib import Path
 
+from services.trainer.file_modes import share_files
 from services.trainer.learner import Learner
 
 EXPORTS = "exports"
@@ -16,6 +17,7 @@ def export_model(learner: Learner, folder: Path) -> None:
         shutil.rmtree(leftover, ignore_errors=True)
     aside.mkdir(parents=True)
     learner.export(aside)
+    share_files(aside)
     if folder.exists():
         folder.rename(old)
     aside.rename(folder)

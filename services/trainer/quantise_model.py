@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file, save_file
 
+from services.trainer.file_modes import share_files
 from services.trainer.model_files import CONFIG, model_files
 from services.trainer.quantise_weights import Named, quantised
 from shared.errors import SluiceError
@@ -44,6 +45,7 @@ def quantise_model(source: Path, folder: Path, not_converted: Sequence[str] = ()
     index = {"metadata": {"total_size": nbytes}, "weight_map": places}
     for name, content in {**beside, INDEX: json.dumps(index).encode()}.items():
         (aside / name).write_bytes(content)
+    share_files(aside)
     aside.rename(folder)
     return len(converted)
 

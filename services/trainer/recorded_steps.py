@@ -101,5 +101,7 @@ class RecordedSteps:
             raise RunRejected(f"the archive of step {step} of run {self._run.run} holds {error}; restore it") from error
 
     def _gone(self, step: int, why: str) -> str:
+        name = self._run.run
+        where = f"below the table of `sluice weights list {name}` are the steps that can be had"
         advice = "set trainer.archive = true in a run whose steps are to be trained again after its checkpoints"
-        return f"step {step} of run {self._run.run} {why}; {advice}"
+        return f"step {step} of run {name} {why}; {where}; {advice}"

@@ -85,7 +85,11 @@ def _lines(arguments: list[str], environment: dict[str, str]) -> Iterator[dict[s
 
 
 def _table(steps: list[dict[str, Any]]) -> Any:
-    columns = ("step", "loss", "replayed", "gradient norm", "replayed", "from", "weights", "equal", "what differs")
+    """One row a step; numbers keep their line in 80 columns."""
+    columns = ["step", "loss", "replayed", "gradient", "replayed", "from", "weights", "equal"]
+    fixed = columns[:6]
+    if any(step["differs"] for step in steps):
+        columns.append("what differs")
     rows = [
         (
             step["step"],
@@ -95,17 +99,17 @@ def _table(steps: list[dict[str, Any]]) -> Any:
             "; ".join(map(_weights, step["weights"])) or "not kept",
             "yes" if step["equal"] else "no",
             ", ".join(step["differs"]),
-        )
+        )[: len(columns)]
         for step in steps
     ]
-    return table(columns, rows)
+    return table(columns, rows, fixed=fixed)
 
 
 def _weights(check: dict[str, Any]) -> str:
+    against, largest = check["against"].removeprefix("published "), check["largest_difference"]
     if check["equal"]:
-        return f"{check['against']}: equal"
-    largest = check["largest_difference"]
-    return f"{check['against']}: differ" + (f" by up to {largest:.3g}" if largest else "")
+        return f"{against}: equal"
+    return f"{against}: differ" + (f" by up to {largest:.3g}" if largest else "")
 
 
 def _sentence(verdict: dict[str, Any], steps: list[dict[str, Any]]) -> str:

@@ -73,7 +73,8 @@ def _update(update: UpdateStatus) -> list[RenderableType]:
     """The version that engines are being given, and where each of them is."""
     up = [one for one in update.engines if one.up]
     done = sum(one.state == "done" for one in up)
-    text = f"weights      version {update.version}, announced {clock(update.announced)}; {done} of {len(up)} engines"
+    taken = f"{done} of {len(up)} engines have it" if up else "no engine is up"
+    text = f"weights      version {update.version}, announced {clock(update.announced)}; {taken}"
     asked = update.rollback
     back = [f"rollback     to version {asked.version}, asked for {clock(asked.asked)}: {asked.state}"] if asked else []
-    return [f"{text} have it", *back, "", engine_table(update.engines)]
+    return [text, *back, "", engine_table(update.engines)]

@@ -22,9 +22,23 @@ GATEWAY_PATIENCE_S = 60.0
 """How long the gateway may be away, as while it restarts, before watching ends."""
 PASSING = (502, 503, 504)
 """What the gateway answers while Redis or the router is away."""
+ROLLED_BACK_TO = "rolled_back_to"
+"""The metric of a step that went back: the version that it has the weights of."""
 LIVE_ROWS = 15
 MOST_LINES = 100
-COLUMNS = ("step", "reward", "eval", "loss", "accuracy", "margin", "tokens/s", "version", "staleness", "seconds")
+COLUMNS = (
+    "step",
+    "reward",
+    "eval",
+    "loss",
+    "accuracy",
+    "margin",
+    "tokens/s",
+    "version",
+    "back to",
+    "staleness",
+    "seconds",
+)
 
 
 class View(Protocol):
@@ -92,7 +106,7 @@ class Lines:
             _line(f"evaluation of version {version} on {evaluation.dataset}: {mean}{dropped}")
         every = max(1, run.steps // MOST_LINES)
         for step in new_steps:
-            if step.step % every == 0 or step.step == run.steps:
+            if step.step % every == 0 or step.step == run.steps or ROLLED_BACK_TO in step.metrics:
                 cells = zip(COLUMNS[1:], row(step, None)[1:], strict=True)
                 told = "  ".join(f"{name} {_short(value)}" for name, value in cells if value is not None)
                 _line(f"step {step.step}/{run.steps}  {told}")
@@ -147,6 +161,7 @@ def row(step: Step, accuracy: float | None) -> tuple[Any, ...]:
         m.get("preference_margin"),
         m.get("tokens_per_second"),
         step.weight_version,
+        m.get(ROLLED_BACK_TO),
         m.get("staleness_max"),
         m.get("seconds_total"),
     )

@@ -82,6 +82,8 @@ def _list(found: VersionList) -> list[RenderableType]:
         for one in found.versions
     ]
     views: list[RenderableType] = [table(columns, rows, fixed=columns[:-1])]
+    if (oldest := found.versions[-1]).parent is not None:
+        views.append(f"older ones: --before {oldest.version}, or more at once by --limit")
     if found.available is not None:
         views += ["", f"a rollback could go to: {spans_in_words(found.available)}"]
     asked = found.rollback
@@ -122,8 +124,11 @@ def _facts(found: VersionDetails) -> dict[str, Any]:
 
 
 def _engines(one: VersionSummary) -> str:
-    """How many took it, of those that were to."""
-    return "-" if one.checksum is None else f"{one.engines_done} of {one.engines_done + one.engines_failed}"
+    """How many took it, of those that have answered."""
+    if one.checksum is None:
+        return "-"
+    answered = one.engines_done + one.engines_failed
+    return f"{one.engines_done} of {answered}" if answered else "none yet"
 
 
 def _remark(one: VersionSummary) -> str:

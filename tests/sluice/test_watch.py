@@ -37,6 +37,15 @@ def test_a_preference_run_shows_accuracy_and_margin_and_no_empty_columns() -> No
     )
 
 
+def test_a_step_that_went_back_names_the_version_also_where_most_steps_are_left_out(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    run = Run.model_validate({**RUN, "step": 7, "steps": 1000, "state": "running"})
+    back = Step(step=7, weight_version=7, metrics={"rolled_back_to": 4.0, "seconds_total": 0.5})
+    watch.Lines().update(run, [Step(step=6, weight_version=6, metrics={"loss": 1.0}), back], [])
+    assert capsys.readouterr().out.splitlines() == ["step 7/1000  version 7  back to 4  seconds 0.5"]
+
+
 def evaluated(done: int, dropped: int = 0) -> Run:
     """A run of 0 steps over two datasets of 4 rows, the first of which is answered."""
     held = Evaluation.model_validate({**EVALUATION, "version": 0, "groups": 4, "done": 4, "reward_mean": 0.75})

@@ -38,6 +38,8 @@ async def test_versions_are_listed_and_one_is_shown_with_its_engines(narrow: Slu
         assert text in listed.out
     newest = json.loads(narrow("weights", "list", "r1", "-n", "1", "--json").out)
     assert [version["version"] for version in newest["versions"]] == [1]
+    assert "older ones" not in listed.out
+    assert "older ones: --before 1," in narrow("weights", "list", "r1", "-n", "1").out
     shown = narrow("weights", "show", "r1", "1")
     assert ["parent", "0"] in [line.split() for line in shown.out.splitlines()]
     for text in ("4 groups, 8 attempts, 44 tokens", "failed, gone", "no [red] memory", "reward_mean"):
@@ -45,6 +47,12 @@ async def test_versions_are_listed_and_one_is_shown_with_its_engines(narrow: Slu
     assert json.loads(narrow("weights", "show", "r1", "1", "--json").out)["engines"][0]["engine"] == "one"
     missing = narrow("weights", "show", "r1", "7")
     assert (missing.code, "has no version 7; its newest is 1" in missing.err) == (1, True)
+
+
+async def test_a_version_that_no_engine_has_answered_says_so(narrow: Sluice, run: PlayedRun) -> None:
+    await train(run, 2)
+    await publish(run, 2)
+    assert "none yet" in narrow("weights", "list", "r1", "-n", "1").out
 
 
 async def test_a_run_without_versions_says_so(narrow: Sluice, redis: Redis) -> None:
@@ -113,7 +121,9 @@ async def test_the_status_shows_whose_the_memory_is_and_which_engine_has_not_giv
     narrow: Sluice, run: PlayedRun
 ) -> None:
     await run.redis.set(ACTIVE, "r1")
-    assert "memory " not in narrow("status").out
+    shown = narrow("status").out
+    assert "memory " not in shown
+    assert "no engine is up" in shown
     for name in ("fast", "slow"):
         await announce(run.redis, "r1", f"{PRESENT}/{name}")
     await run.ledger.take_turn(run.epoch, MemoryTurn("t1", "trainer", 1760000000.0, 1760000120.0))
