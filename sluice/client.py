@@ -163,12 +163,19 @@ class Client:
         wanted = {"all": True} if everything else {"groups": list(groups), "ids": list(letters)}
         return Discarded.model_validate(self._document("DELETE", f"/v1/runs/{_quoted(run)}/dead", json=wanted))
 
-    def events(self, run: str, after_id: str = "", timeout_s: float = 60.0) -> Iterator[StreamEvent]:
-        """What happens to a run, as it happens; ends after the run ended. `after_id` resumes behind that event."""
-        headers = {"last-event-id": after_id} if after_id else {}
+    def events(
+        self, run: str, after_id: str = "", timeout_s: float = 60.0, follow: bool = True
+    ) -> Iterator[StreamEvent]:
+        """What happens to a run, as it happens; ends after the run ended.
+
+        Args:
+            after_id: resumes behind that event.
+            follow: False ends with what has happened so far.
+        """
+        headers, query = {"last-event-id": after_id} if after_id else {}, {} if follow else {"follow": "false"}
         try:
             with self._http.stream(
-                "GET", f"/v1/runs/{_quoted(run)}/events", headers=headers, timeout=timeout_s
+                "GET", f"/v1/runs/{_quoted(run)}/events", params=query, headers=headers, timeout=timeout_s
             ) as answer:
                 if not answer.is_success:
                     answer.read()

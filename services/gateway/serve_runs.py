@@ -117,12 +117,13 @@ async def list_samples(
 
 @routes.get("/{run}/events", responses={**_MISSING, 200: {"content": {"text/event-stream": {}}}}, response_model=None)
 async def follow_events(
-    parts: AllParts, record: Found, last_event_id: Annotated[str, Header()] = ""
+    parts: AllParts, record: Found, last_event_id: Annotated[str, Header()] = "", follow: bool = True
 ) -> Response | StreamingResponse:
     """Server-sent events `state`, `step`, `evaluation`, `weights` and `event`, from the beginning or after
-    Last-Event-ID; the stream ends when the run has ended. 204: there is nothing after Last-Event-ID any more."""
+    Last-Event-ID. The stream ends when the run has ended; with `follow=false`, once all that is there was sent. 204:
+    there is nothing after Last-Event-ID any more."""
     mark = parse_bookmark(last_event_id)
     if record.state in ENDED and mark.state == record.state:
         return Response(status_code=204)  # by its standard, EventSource stops asking after a 204
-    events = EventFeed(parts.redis, record.run, mark, parts.closing).stream()
+    events = EventFeed(parts.redis, record.run, mark, parts.closing, follow).stream()
     return StreamingResponse(events, media_type="text/event-stream", headers={"Cache-Control": "no-cache"})

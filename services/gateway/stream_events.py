@@ -27,11 +27,11 @@ Entry = tuple[str, str, dict[bytes, bytes]]
 
 
 class EventFeed:
-    """What one client is told about one run. `mark` is how far it is."""
+    """What one client is told about one run. `mark` is how far it is; without `follow` it waits for nothing."""
 
-    def __init__(self, redis: Redis, run: str, mark: Bookmark, closing: asyncio.Event) -> None:
+    def __init__(self, redis: Redis, run: str, mark: Bookmark, closing: asyncio.Event, follow: bool = True) -> None:
         self._redis, self._run, self._keys = redis, run, Keys(run)
-        self._mark, self._closing = mark, closing
+        self._mark, self._closing, self._follow = mark, closing, follow
 
     async def stream(self) -> AsyncGenerator[str]:
         """Events behind the mark; the change to the final state is the last one.
@@ -44,7 +44,7 @@ class EventFeed:
                 async for text in self._news(record):
                     quiet_since = time.monotonic()
                     yield text
-                if record.state in ENDED:
+                if record.state in ENDED or not self._follow:
                     return
                 if time.monotonic() - quiet_since > PING_S:
                     quiet_since = time.monotonic()
@@ -53,16 +53,17 @@ class EventFeed:
             return
 
     async def _news(self, record: RunRecord) -> AsyncIterator[str]:
-        """What happened since: of an ended run all of it, else one page, waited for up to BLOCK_MS."""
+        """What happened since: all of it where no more is waited for, else one page, waited for up to BLOCK_MS."""
         ended = record.state in ENDED
+        is_last = ended or not self._follow
         if not ended and record.state != self._mark.state:
             yield self._state(record)
-        while entries := await self._entries(None if ended else BLOCK_MS):
+        while entries := await self._entries(None if is_last else BLOCK_MS):
             for name, entry_id, fields in entries:
                 self._mark = replace(self._mark, **{name: entry_id})
                 if text := self._entry(SOURCES[name].message, fields):
                     yield text
-            if not ended:
+            if not is_last:
                 break
         async for text in self._evaluations(set(record.settings.eval.datasets)):
             yield text

@@ -92,10 +92,10 @@ def size(count: float) -> str:
 def _cell(value: Any) -> str:
     if value is None:
         return "-"
-    return f"{value:.4g}" if isinstance(value, float) else _printable(str(value))
+    return f"{value:.4g}" if isinstance(value, float) else printable(str(value))
 
 
-def _printable(text: str) -> str:
+def printable(text: str) -> str:
     """Characters that steer a terminal as escapes, for prompts and answers may hold any."""
     if text.isprintable():
         return text

@@ -12,6 +12,7 @@ from shared.errors import SluiceError
 from shared.run_settings import RunSettings
 from shared.settings import Layer, from_assignments, merge, read_toml, validate_layers
 from sluice.answers import Run, Sample
+from sluice.cli.events import events
 from sluice.cli.options import AsJson, Config, client_of, deployment_of
 from sluice.cli.output import begin, chat_text, clock, note, print_json, short_clock, show, table
 from sluice.cli.watch import evaluation_table, follow_start, follow_to_end
@@ -60,6 +61,9 @@ def watch(name: str, config: Config = None, as_json: AsJson = False) -> None:
     """Follow a run to its end; with --json one object a line. Exit code 1 if it fails. Ctrl-C leaves it running."""
     with client_of(config) as client:
         _finish(follow_to_end(client, name, as_json), as_json, config)
+
+
+app.command("events")(events)
 
 
 @app.command("stop")

@@ -197,6 +197,11 @@ def test_watching_follows_a_run_to_its_end_and_says_where_its_model_is(
     export.mkdir(parents=True)
     assert f"sluice chat {export}" in connected("run", "watch", "cli-watched").err
     assert "stopped" in connected("run", "list").out
+    assert "state: stopped" in connected("run", "events", "cli-watched").out
+    assert (
+        json.loads(connected("run", "events", "cli-watched", "--json").out.splitlines()[-1])["data"]["state"]
+        == "stopped"
+    )
     shown = connected("run", "show", "cli-watched").out
     assert "stopped" in shown
     assert "mean reward" not in shown  # it evaluates nothing

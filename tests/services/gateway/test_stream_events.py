@@ -31,9 +31,9 @@ async def live(parts: Parts, serve: Serve) -> AsyncIterator[httpx.AsyncClient]:
         yield client
 
 
-async def follow(client: httpx.AsyncClient, after: str = "") -> AsyncIterator[ServerEvent]:
+async def follow(client: httpx.AsyncClient, after: str = "", query: str = "") -> AsyncIterator[ServerEvent]:
     headers = {"Last-Event-ID": after} if after else {}
-    async with client.stream("GET", "/v1/runs/r1/events", headers=headers) as answer:
+    async with client.stream("GET", f"/v1/runs/r1/events{query}", headers=headers) as answer:
         assert answer.headers["content-type"].startswith("text/event-stream")
         fields: dict[str, str] = {}
         async for line in answer.aiter_lines():
@@ -104,6 +104,19 @@ async def test_events_of_a_live_run_arrive_as_they_happen(live: httpx.AsyncClien
         assert {(await anext(stream))[0] for _ in range(2)} == {"step", "state"}
         await runs.move("r1", ("running",), "failed", "trainer: no")
         assert [event async for event in stream][-1][2]["reason"] == "trainer: no"
+
+
+async def test_without_following_the_stream_of_a_live_run_ends_with_what_is_there(
+    live: httpx.AsyncClient, redis: Redis
+) -> None:
+    await Runs(redis).create(run_settings())
+    await first_step(Ledger(redis, KEYS))
+    for number in range(250):  # more than a page
+        await Stream[Event](redis, "r1", EVENTS).publish(Event(1.0, "reward", "dropped", {"group": number}))
+    async with asyncio.timeout(5):
+        events = [event async for event in follow(live, query="?follow=false")]
+    assert [name for name, _, _ in events[:2]] == ["state", "step"]
+    assert [data["detail"]["group"] for _, _, data in events[2:]] == list(range(250))
 
 
 async def test_a_gateway_that_stops_ends_the_stream(live: httpx.AsyncClient, redis: Redis, parts: Parts) -> None:
