@@ -85,7 +85,7 @@ def _list(found: VersionList) -> list[RenderableType]:
     if (oldest := found.versions[-1]).parent is not None:
         views.append(f"older ones: --before {oldest.version}, or more at once by --limit")
     if found.available is not None:
-        views += ["", f"a rollback could go to: {spans_in_words(found.available)}"]
+        views += ["", f"a rollback or a branch could go to: {spans_in_words(found.available)}"]
     asked = found.rollback
     if asked is not None and asked.state != "recorded":
         views.append(f"a rollback to version {asked.version} was {asked.state}{asked.reason and f': {asked.reason}'}")
