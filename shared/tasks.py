@@ -1,6 +1,7 @@
 """Running tasks -> ended tasks, whatever they are waiting for."""
 
 import asyncio
+from collections.abc import Coroutine
 from typing import Any
 
 AGAIN_S = 0.2
@@ -30,5 +31,18 @@ async def end(*tasks: "asyncio.Future[Any]") -> None:
     for task in tasks:
         if not task.cancelled():
             task.exception()  # marks it as seen
+    if interrupted:
+        raise asyncio.CancelledError
+
+
+async def see_through(work: Coroutine[Any, Any, None]) -> None:
+    """Wait for work that is not to be broken off, and ends by itself; a cancellation takes effect afterwards."""
+    task, interrupted = asyncio.ensure_future(work), False
+    while not task.done():
+        try:
+            await asyncio.wait((task,))
+        except asyncio.CancelledError:
+            interrupted = True
+    task.result()
     if interrupted:
         raise asyncio.CancelledError

@@ -7,6 +7,7 @@ from services.rollout.engine_arguments import EnginePlan, plan_engine
 from services.rollout.engine_restarts import Restarts
 from services.rollout.launch_engine import EngineProcess
 from shared.service import Serving
+from shared.tasks import see_through
 
 
 class HeldProcess:
@@ -17,11 +18,13 @@ class HeldProcess:
         self.engine: EngineProcess | None = None
 
     async def stop(self, grace_s: float | None = None) -> None:
-        """End the process, and everything that it started."""
+        """End the process, and everything that it started. Who is cancelled meanwhile leaves port and memory free."""
         engine, self.engine = self.engine, None
         if engine is not None:
-            await asyncio.to_thread(engine.stop, *(() if grace_s is None else (grace_s,)))
-            await engine.calls.close()
+            try:
+                await see_through(asyncio.to_thread(engine.stop, *(() if grace_s is None else (grace_s,))))
+            finally:
+                await engine.calls.close()
 
     def shut_down(self) -> None:
         """The same when the event loop is gone already."""
