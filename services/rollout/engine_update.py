@@ -6,7 +6,7 @@ import time
 from dataclasses import dataclass, field
 from typing import ClassVar, Protocol
 
-from services.rollout.engine_calls import EngineCalls, EngineError, EngineRefused
+from services.rollout.engine_calls import EngineCalls, EngineError, EngineRefused, EngineSilent
 from services.rollout.refused_files import FilesRefused
 from services.rollout.take_broadcast import TakeBroadcast
 from services.rollout.take_lent import TakeLent
@@ -177,8 +177,11 @@ class EngineUpdate:
         lap("resume")
         try:
             return await self._prove(announced, lap)
-        except EngineError:
-            await self.calls.pause(self.mode, announced.rendezvous.done_until - time.time())
+        except EngineError as failure:
+            try:
+                await self.calls.pause(self.mode, announced.rendezvous.done_until - time.time())
+            except EngineRefused as error:
+                raise EngineSilent(f"{failure}, and it goes on: {error}") from error
             raise
 
     async def _take_memory(self, until: float, lap: "Laps", progress: UpdateProgress) -> None:

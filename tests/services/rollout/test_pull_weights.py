@@ -1,7 +1,9 @@
 """The puller between a real Redis and an SGLang server whose answers the test writes."""
 
+import asyncio
 from functools import partial
 
+import httpx
 import pytest
 from redis.asyncio import Redis
 
@@ -224,6 +226,20 @@ async def test_an_engine_that_went_on_with_wrong_weights_is_paused_again_and_giv
         assert server.calls[-2:] == ["/weights_checker", "/pause_generation"]
         assert sidecar.update.mixed
         assert (sidecar.proven, len(sidecar.failures)) == (0, 1)
+
+
+async def test_an_engine_that_goes_on_with_wrong_weights_and_cannot_be_paused_is_ended(start: Start) -> None:
+    class PausedOnce(Server):
+        async def answer(self, request: httpx.Request) -> httpx.Response:
+            self.refuse["/pause_generation"] = self.calls.count("/pause_generation")
+            return await super().answer(request)
+
+    async with start(PausedOnce(hashes={**HASHES, "lm_head.weight": "xx"}), mode="in_place") as sidecar:
+        await sidecar.announce(1, "g1")
+        await sidecar.go(1, "g1")
+        assert sidecar.task is not None
+        with pytest.raises(EngineDied, match=r"tensors differ .* and it goes on"):
+            await asyncio.wait_for(sidecar.task, 10)
 
 
 async def test_tensors_without_a_prediction_are_counted_as_unverified(start: Start) -> None:
