@@ -178,6 +178,8 @@ async def test_versions_come_and_go_under_load_and_the_engine_keeps_none_that_no
         clients = [asyncio.create_task(each) for each in (ask(1), ask(2), work())]
         for _ in range(12):
             assert (await policy.publish()).failed == {}
+            enough = len(answers) + 2  # of which one began with this version, or a later one
+            await until(lambda enough=enough: _are(answers, enough), 60)
         stop.set()
         await asyncio.gather(*clients)
         used = [(asked, policy.check_answer(prompt, answer)) for asked, prompt, answer in answers]
@@ -191,3 +193,7 @@ async def test_versions_come_and_go_under_load_and_the_engine_keeps_none_that_no
 
 async def only_newest(engine: RealEngine, policy: Policy) -> bool:
     return await adapters_of(engine) <= {str(policy.version), str(policy.version - 1)}
+
+
+async def _are(answers: list[Any], enough: int) -> bool:
+    return len(answers) >= enough

@@ -74,11 +74,11 @@ class Trainer:
     @contextlib.contextmanager
     def in_a_hurry(self, enrol_s: float, update_s: float) -> Iterator[None]:
         """One round, with little time."""
-        publisher, transport = self.publisher, self.transport
-        before = publisher._deadlines, transport._enrol_s
-        publisher._deadlines, transport._enrol_s = Deadlines(enrol_s, update_s), enrol_s
+        publisher, announcer = self.publisher, self.transport._announcer
+        before = publisher._deadlines, announcer._enrol_s
+        publisher._deadlines, announcer._enrol_s = Deadlines(enrol_s, update_s), enrol_s
         yield
-        publisher._deadlines, transport._enrol_s = before
+        publisher._deadlines, announcer._enrol_s = before
 
     def folders(self) -> list[str]:
         return [folder.partition("-e")[0] for folder in self.files.folders()]
