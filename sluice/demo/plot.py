@@ -33,7 +33,8 @@ def write_png(summary: dict[str, Any], file: Path) -> Path:
     figure = Figure(figsize=(7, 4), layout="constrained")
     axes = figure.subplots()
     axes.plot(range(1, len(values) + 1), values, label=curve.legend)
-    axes.plot([v for v, _ in accuracy], [a for _, a in accuracy], "o-", label="held-out accuracy (greedy)")
+    style = "o-" if len(accuracy) > 2 else "o"  # of what lies between the ends nothing was measured
+    axes.plot([v for v, _ in accuracy], [a for _, a in accuracy], style, label="held-out accuracy (greedy)")
     title = TITLE.format(algorithm=summary["algorithm"], curve=curve.title)
     axes.set(title=title, xlabel="step", ylim=(0, _top(values)))
     axes.grid(alpha=0.3)
