@@ -8,10 +8,11 @@ from dataclasses import dataclass, field
 from typing import ClassVar
 
 from services.rollout.engine_calls import EngineCalls, EngineSilent
-from services.rollout.engine_update import Laps, UpdateFailed
+from services.rollout.engine_update import UpdateFailed
 from services.rollout.take_files import TakeFiles
 from services.rollout.update_progress import UpdateProgress
 from shared.enrolment import Part
+from shared.laps import Laps
 from shared.messages import WeightVersion
 
 

@@ -12,6 +12,7 @@ from services.rollout.take_broadcast import TakeBroadcast
 from services.rollout.take_lent import TakeLent
 from services.rollout.update_progress import NotCleared, UpdateProgress
 from shared.enrolment import Part, State
+from shared.laps import Laps
 from shared.messages import WeightVersion
 
 FLUSH_TRIES = 6
@@ -163,7 +164,7 @@ class EngineUpdate:
         lap("resume")
         return unverified
 
-    async def _prove(self, announced: WeightVersion, lap: "Laps") -> int:
+    async def _prove(self, announced: WeightVersion, lap: Laps) -> int:
         expected = announced.tensor_checksums if announced.engine_device == self.device else {}
         found = await self.calls.checksums(announced.rendezvous.done_until - time.time())
         unverified = prove(expected, found)
@@ -171,7 +172,7 @@ class EngineUpdate:
         self.mixed, self.held = False, found
         return unverified
 
-    async def _prove_resumed(self, announced: WeightVersion, lap: "Laps") -> int:
+    async def _prove_resumed(self, announced: WeightVersion, lap: Laps) -> int:
         """Two short pauses in place of a long one, for requests whose tokens mix versions anyway."""
         await self.calls.resume()
         lap("resume")
@@ -184,13 +185,13 @@ class EngineUpdate:
                 raise EngineSilent(f"{failure}, and it goes on: {error}") from error
             raise
 
-    async def _take_memory(self, until: float, lap: "Laps", progress: UpdateProgress) -> None:
+    async def _take_memory(self, until: float, lap: Laps, progress: UpdateProgress) -> None:
         progress.enter("resuming")
         await self.calls.resume_memory(until - time.time())
         self.gave_memory = False
         lap("resume_memory")
 
-    async def _pause(self, until: float, lap: "Laps", progress: UpdateProgress | None = None) -> None:
+    async def _pause(self, until: float, lap: Laps, progress: UpdateProgress | None = None) -> None:
         enter = progress.enter if progress is not None else _tell_nobody
         if self.mode == "drain":
             enter("draining")
@@ -250,14 +251,3 @@ def prove(expected: dict[str, str], ranks: list[dict[str, str]]) -> int:
     if wrong:
         raise UpdateFailed(f"{len(wrong)} of {len(found)} tensors differ from the trainer's, such as {wrong[0]}")
     return sum(name not in expected for name in found)
-
-
-class Laps:
-    """Seconds by phase: each call ends one."""
-
-    def __init__(self, seconds: dict[str, float]) -> None:
-        self._seconds, self._last = seconds, time.monotonic()
-
-    def __call__(self, phase: str) -> None:
-        now = time.monotonic()
-        self._seconds[phase], self._last = now - self._last, now

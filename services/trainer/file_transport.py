@@ -14,7 +14,6 @@ from services.trainer.step_ledger import StepLedger
 from services.trainer.tell import tell
 from services.trainer.version_names import VersionName, superfluous
 from services.trainer.version_writer import VersionWriter
-from shared.enrolment import Part
 from shared.errors import SluiceError
 from shared.logs import Log
 from shared.messages import WeightFiles
@@ -118,10 +117,7 @@ class FileTransport:
 
     async def _follow(self, offer: Offer, names: Collection[str], outcome: Outcome) -> None:
         """Wait for the engines' answers, and sort them into done and failed."""
-        parts: dict[str, Part] = {}
-        while len(parts) < len(names) and offer.left_s > 0:
-            await self.engines.wait(offer.staged.version, names)
-            parts = await self.engines.ended(offer.staged.version, offer.announcement, names)
+        parts = await self.engines.all_ended(offer.staged.version, offer.announcement, names, offer.until)
         outcome.sort(names, parts, self.engines)
         self._refused = self._refused or any(part.files_refused for part in parts.values())
 

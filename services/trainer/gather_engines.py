@@ -29,11 +29,6 @@ class Gathering:
     def members(self) -> tuple[Member, ...]:
         return tuple(Member(name, part.incarnation, part.ranks) for name, part in self.waiting.items())
 
-    @property
-    def joined(self) -> frozenset[str]:
-        """The process groups that they are in now; one name if they could go on with it."""
-        return frozenset(part.group for part in self.waiting.values())
-
     def only(self, names: Collection[str]) -> "Gathering":
         """Those of `names` that wait."""
         return Gathering({name: part for name, part in self.waiting.items() if name in names}, {})
@@ -130,6 +125,14 @@ class Engines:
         """Those of `names` whose part is over: done, failed, restarted meanwhile, or gone."""
         parts = await self.look(version, announcement, names)
         return {name: part for name, part in parts.items() if part.state not in AT_WORK}
+
+    async def all_ended(self, version: int, announcement: str, names: Collection[str], until: float) -> dict[str, Part]:
+        """The parts of `names` once all are over; at `until` (epoch seconds) of those that are."""
+        while True:
+            await self.wait(version, names)
+            parts = await self.ended(version, announcement, names)
+            if len(parts) == len(names) or time.time() >= until:
+                return parts
 
     async def _up_lately(self, age_s: float = LOOK_S) -> set[str]:
         """As of a moment ago: a look at every answer would be a look too many."""

@@ -1,7 +1,7 @@
 """One snapshot and the engines of this machine -> each told where it lies, and what became of it there."""
 
 import time
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 
 from services.trainer.announce_version import Announcer, Offer, Proofs
 from services.trainer.beside_training import BesideTraining
@@ -13,7 +13,7 @@ from services.trainer.round_outcome import Outcome
 from services.trainer.stage_weights import Staged
 from services.trainer.step_ledger import StepLedger
 from services.trainer.weight_buckets import WeightBuckets
-from shared.enrolment import Part
+from shared.laps import Laps
 from shared.memory_handle import MemoryHandle, machine_id
 
 
@@ -51,17 +51,16 @@ class Lender:
 
     async def _lend(self, offer: Offer, gathering: Gathering, outcome: Outcome) -> None:
         """Lend the version to one wave, until each of it has answered or the deadline has passed."""
-        staged, started = offer.staged, time.monotonic()
+        staged, lap = offer.staged, Laps(outcome.seconds)
         ranks = {name: part.ranks for name, part in gathering.waiting.items()}
         try:
             handles = await in_thread(lambda: self._handles(staged.buckets, ranks))
-            lent = time.monotonic()
+            lap("lend")
             await self.engines.start(staged.version, gathering, "", handles)
-            parts = await self._follow(offer, ranks)
+            parts = await self.engines.all_ended(staged.version, offer.announcement, ranks, offer.until)
         finally:
             self._lent.take_back()
-        for phase, seconds in (("lend", lent - started), ("prove", time.monotonic() - lent)):
-            outcome.seconds[phase] = outcome.seconds.get(phase, 0.0) + seconds
+        lap("prove")
         outcome.sort(ranks, parts, self.engines)
 
     def _handles(self, buckets: WeightBuckets, ranks: Mapping[str, int]) -> dict[str, list[list[MemoryHandle]]]:
@@ -71,11 +70,3 @@ class Lender:
                 name: [[self._lent.lend(flat) for _ in range(count)] for flat in buckets.flat]
                 for name, count in ranks.items()
             }
-
-    async def _follow(self, offer: Offer, names: Collection[str]) -> dict[str, Part]:
-        """Wait for the engines' answers, until the deadline."""
-        while True:
-            await self.engines.wait(offer.staged.version, names)
-            parts = await self.engines.ended(offer.staged.version, offer.announcement, names)
-            if len(parts) == len(names) or offer.left_s <= 0:
-                return parts

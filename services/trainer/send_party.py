@@ -13,6 +13,7 @@ from services.trainer.plan_waves import Party
 from services.trainer.rendezvous import Communicator, in_thread
 from services.trainer.stage_weights import Staged
 from shared.enrolment import Part
+from shared.laps import Laps
 from shared.logs import Log
 
 LOOK_S = 0.05
@@ -47,7 +48,7 @@ class PartySender:
         async with self._buffers if offer.staged.buckets.is_on_host else contextlib.nullcontext():
             return await self._send(offer, party, name, Laps(seconds))
 
-    async def _send(self, offer: Offer, party: Party, name: str, lap: "Laps") -> dict[str, Part]:
+    async def _send(self, offer: Offer, party: Party, name: str, lap: Laps) -> dict[str, Part]:
         names, version = party.gathering.waiting.keys(), offer.staged.version
         group = await self._join(offer, party, name)
         lap("connect")
@@ -115,18 +116,3 @@ def _is_broken(parts: dict[str, Part], sending: "asyncio.Future[float] | None") 
     if any(part.state != "done" for part in parts.values()):
         return True
     return sending is not None and sending.done() and sending.exception() is not None
-
-
-class Laps:
-    """Seconds by phase, added to those that are there: each call ends a phase."""
-
-    def __init__(self, seconds: dict[str, float]) -> None:
-        self._seconds, self._last = seconds, time.monotonic()
-
-    def __call__(self, phase: str) -> None:
-        self.move(phase, time.monotonic() - self._last)
-
-    def move(self, phase: str, seconds: float) -> None:
-        """A phase took so much of the time since the last one."""
-        self._seconds[phase] = self._seconds.get(phase, 0.0) + seconds
-        self._last += seconds
