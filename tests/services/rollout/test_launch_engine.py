@@ -1,16 +1,20 @@
 """What can be said of an engine's process without SGLang; test_engine.py has the rest."""
 
+import asyncio
+import contextlib
 import os
 import re
+import signal
 import socket
 import sys
 from pathlib import Path
 
 import pytest
 
+from deploy.process import birth
 from services.rollout.engine_arguments import EnginePlan
 from services.rollout.launch_engine import EngineDied, EngineProcess, check_port
-from tests.conftest import free_port
+from tests.conftest import free_port, until
 
 
 def test_a_port_in_use_is_named() -> None:
@@ -40,3 +44,36 @@ def test_a_command_that_is_not_there_is_named(tmp_path: Path) -> None:
     plan = EnginePlan("127.0.0.1", free_port(), "cpu", {})
     with pytest.raises(EngineDied, match=r"cannot be started by 'numactl-typo'.*correct engine.command"):
         EngineProcess(plan, tmp_path / "engine.log", ["numactl-typo"])
+
+
+SERVER_WITH_A_CHILD = """
+import multiprocessing, sys
+CODE = "import signal; print('up', flush=True); signal.pause()"
+from services.rollout import engine_server
+sys.modules["__main__"].__spec__ = engine_server.__spec__
+child = multiprocessing.get_context("spawn").Process(target=exec, args=(CODE,))
+child.start()
+print(child.pid, flush=True)
+child.join()
+"""
+"""As SGLang starts its scheduler, which then imports for a long time."""
+
+
+async def test_what_a_killed_server_has_started_ends_with_it() -> None:
+    server = await asyncio.create_subprocess_exec(
+        sys.executable, "-c", SERVER_WITH_A_CHILD, stdout=asyncio.subprocess.PIPE
+    )
+    assert server.stdout is not None
+    words = {(await server.stdout.readline()).decode().strip() for _ in range(2)}
+    child = int(*(words - {"up"}))
+    server.kill()
+
+    async def gone() -> bool:
+        return not birth(child)
+
+    try:
+        await until(gone)
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(child, signal.SIGKILL)
+        await server.wait()
