@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from redis.asyncio import Redis
 
-from benchmarks.own_redis import free_port
+from benchmarks.free_ports import free_port
 from benchmarks.updated_engine import HEALTHY_S, NAME, RUN
 from services.rollout.engine_arguments import EnginePlan, plan_engine
 from services.rollout.engine_life import Life

@@ -2,7 +2,6 @@
 
 import asyncio
 import contextlib
-import socket
 import subprocess
 import tempfile
 from collections.abc import AsyncGenerator
@@ -10,6 +9,7 @@ from pathlib import Path
 
 from redis.asyncio import Redis
 
+from benchmarks.free_ports import free_port
 from deploy import embedded_redis
 from shared.redis_connection import connect_checked
 
@@ -38,10 +38,3 @@ async def own_redis_url(port: int = 0) -> AsyncGenerator[str]:
         finally:
             server.terminate()
             await asyncio.wait_for(server.wait(), END_S)
-
-
-def free_port() -> int:
-    """One of this machine's, for a server that starts at once."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])

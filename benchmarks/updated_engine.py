@@ -19,7 +19,7 @@ from redis.asyncio import Redis
 from safetensors.torch import save_file
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from benchmarks.own_redis import free_port
+from benchmarks.free_ports import free_port
 from benchmarks.request_load import Arrivals, LoadShape, keep_busy
 from benchmarks.weight_versions import Named, Weights
 from services.rollout.engine_arguments import plan_engine

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from redis.asyncio import Redis
 
-from benchmarks.own_redis import free_port
+from benchmarks.free_ports import free_port
 from benchmarks.plain_broadcast import PlainBroadcast
 from benchmarks.weight_receiver import NAME, receive
 from services.trainer.lend_version import Lender

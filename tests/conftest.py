@@ -2,17 +2,19 @@
 
 import asyncio
 import os
-import socket
 import subprocess
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Generator, Iterator
 from pathlib import Path
 
 import pytest
 from redis.asyncio import Redis
 
+from benchmarks.free_ports import free_port
 from deploy import embedded_redis
 from shared.deployment import PREFIX
 from shared.redis_connection import connect_checked
+
+LOG_LINES, LOG_WIDTH = 8, 300
 
 
 def pytest_configure() -> None:
@@ -21,10 +23,16 @@ def pytest_configure() -> None:
         del os.environ[name]
 
 
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Function) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """A test that failed shows what the processes under its fixtures' `home` wrote last: there is nobody to look."""
+    report = yield
+    homes = {getattr(value, "home", None) for value in getattr(item, "funcargs", {}).values()} if report.failed else ()
+    for home in (home for home in homes if isinstance(home, Path)):
+        for file in sorted(home.rglob("*.log")):
+            lines = file.read_text("utf-8", "replace").splitlines()[-LOG_LINES:]
+            report.sections.append((f"end of {file.name}", "\n".join(line[:LOG_WIDTH] for line in lines)))
+    return report
 
 
 async def until(condition: Callable[[], Awaitable[bool]], deadline_s: float = 10) -> None:

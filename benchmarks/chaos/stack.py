@@ -1,7 +1,6 @@
 """A folder -> a whole deployment that is up in it, started as `sluice up -d` starts one."""
 
 import json
-import socket
 import sys
 from collections.abc import Generator
 from contextlib import contextmanager
@@ -9,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from benchmarks.free_ports import free_ports
 from deploy import embedded_redis
 from services.trainer.tiny_model import TinyShape, write_tiny_model
 from shared.deployment import Deployment, load_deployment
@@ -63,22 +63,3 @@ def merged(first: dict[str, dict[str, Any]], second: dict[str, dict[str, Any]]) 
 def _write_rows(file: Path) -> Path:
     file.write_text("".join(json.dumps({"prompt": f"{i}+{i}=", "label": "e"}) + "\n" for i in range(ROWS)))
     return file
-
-
-def free_ports() -> dict[str, dict[str, Any]]:
-    """Settings of a deployment by which no two services ask for one port, nor for one that is taken."""
-    names = {
-        "redis": ("port",),
-        "gateway": ("port",),
-        "router": ("port", "metrics_port"),
-        "engine": ("port",),
-        "health": ("trainer_port", "rollout_port", "reward_port", "engine_port"),
-    }
-    sockets = {section: {name: socket.socket() for name in ports} for section, ports in names.items()}
-    try:
-        for probe in (probe for ports in sockets.values() for probe in ports.values()):
-            probe.bind(("127.0.0.1", 0))
-        return {s: {name: int(p.getsockname()[1]) for name, p in ports.items()} for s, ports in sockets.items()}
-    finally:
-        for probe in (probe for ports in sockets.values() for probe in ports.values()):
-            probe.close()

@@ -2,7 +2,6 @@
 
 import asyncio
 import contextlib
-import socket
 from collections.abc import AsyncGenerator
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +10,8 @@ from typing import Any
 import httpx
 from redis.asyncio import Redis
 
-from benchmarks.chaos.stack import free_ports, merged
+from benchmarks.chaos.stack import merged
+from benchmarks.free_ports import ROW, free_ports
 from deploy import embedded_redis
 from deploy.keep_running import Condition, Keeper
 from deploy.process import descendants
@@ -74,8 +74,8 @@ async def running_stack(home: Path, engines: int, run: dict[str, Any], seed: int
     """Everything but the engines is up when it begins, and nothing is left when it ends."""
     model = home / "model"
     write_tiny_model(model, seed)
-    ranges = {"engine": {"port": _free_range(engines)}, "health": {"engine_port": _free_range(engines)}}
-    overrides = merged(merged(free_ports(), ranges), {"paths": {"home": str(home)}, "engine": {"count": engines}})
+    assert engines <= ROW, f"write --engines {ROW} or fewer"
+    overrides = merged(free_ports(), {"paths": {"home": str(home)}, "engine": {"count": engines}})
     deployment = load_deployment(environ={}, overrides=overrides)
     (home / "logs").mkdir()
     environment = children_environment(deployment)
@@ -110,16 +110,3 @@ def _is_engine(service: Service) -> bool:
 
 def _unheard(condition: Condition) -> None:
     """Nobody waits for a report: what matters is what requests see."""
-
-
-def _free_range(count: int) -> int:
-    """The first of `count` free ports in a row."""
-    while True:
-        with contextlib.ExitStack() as stack:
-            probes = [stack.enter_context(socket.socket()) for _ in range(count)]
-            probes[0].bind(("127.0.0.1", 0))
-            first = int(probes[0].getsockname()[1])
-            with contextlib.suppress(OSError, OverflowError):
-                for more, probe in enumerate(probes[1:], start=1):
-                    probe.bind(("127.0.0.1", first + more))
-                return first

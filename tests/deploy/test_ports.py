@@ -6,10 +6,10 @@ from collections.abc import Iterator
 
 import pytest
 
+from benchmarks.free_ports import free_port
 from deploy.ports import check_ports, holder_of
 from deploy.services import PortUse
 from shared.errors import SluiceError
-from tests.conftest import free_port
 
 
 @pytest.fixture

@@ -8,10 +8,11 @@ from pathlib import Path
 import httpx
 import pytest
 
+from benchmarks.free_ports import free_port
 from deploy.probe import is_healthy
 from deploy.services import services_of
 from shared.deployment import load_deployment
-from tests.conftest import free_port, until
+from tests.conftest import until
 
 ENGINE = Path(__file__).with_name("fake_engine.py")
 pytestmark = pytest.mark.slow

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks.free_ports import free_port
 from deploy import keep_running, probe, watch_health
 from deploy.probe import is_healthy
 from deploy.process import birth
@@ -21,7 +22,7 @@ from deploy.supervisor import Supervisor
 from deploy.supervisor_state import SupervisorState, only_one, read_state
 from shared.deployment import Deployment, PathSettings
 from shared.errors import SluiceError
-from tests.conftest import free_port, until
+from tests.conftest import until
 
 ROOT = Path(__file__).parents[2]
 FAKE = Path(__file__).with_name("fake_service.py")

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import httpx
 
-from benchmarks.chaos.stack import free_ports
+from benchmarks.free_ports import free_port, free_ports
 from deploy import embedded_redis
 from deploy.ports import bind_error
 from deploy.process import birth
@@ -21,7 +21,6 @@ from sluice.cli.down import stop
 from sluice.cli.up import start_detached
 from sluice.client import Client
 from sluice.connect import connect
-from tests.conftest import free_port
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks.free_ports import free_port
 from services.reward.serve import serve as serve_reward
 from shared.await_redis import AwaitRedis
 from shared.deployment import Deployment
@@ -22,7 +23,7 @@ from shared.settings import validate
 from shared.streams import Delivery, Stream
 from shared.tasks import end
 from shared.topology import PROMPTS, Keys
-from tests.conftest import free_port, until
+from tests.conftest import until
 from tests.services.reward.reward_cases import emitted, rollout, send
 from tests.shared.own_redis import OwnRedis
 

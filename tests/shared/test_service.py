@@ -8,6 +8,7 @@ import httpx
 import pytest
 from redis.asyncio import Redis
 
+from benchmarks.free_ports import free_port
 from shared.deployment import Deployment
 from shared.errors import RunRejected, SluiceError
 from shared.health import serve_health
@@ -17,7 +18,7 @@ from shared.runs import Runs, present
 from shared.service import MAX_FAILURES, Place, Serving, follow_runs
 from shared.settings import validate
 from shared.tasks import end
-from tests.conftest import free_port, until
+from tests.conftest import until
 
 
 def settings(name: str, kind: str = "rl") -> RunSettings:

@@ -10,10 +10,10 @@ from pathlib import Path
 import httpx
 import pytest
 
+from benchmarks.free_ports import free_port
 from sluice.cli.main import run
 from sluice.cli.output import OUT
 from sluice.client import Client
-from tests.conftest import free_port
 
 START_DEADLINE_S = 60
 KEY = "a-key-for-tests"

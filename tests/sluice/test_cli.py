@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks.free_ports import free_port
 from deploy.process import birth
 from deploy.supervisor_state import SupervisorState, write_state
 from sluice.answers import Evaluation, Run, Step
 from sluice.cli import main, watch
-from tests.conftest import free_port
 from tests.sluice.conftest import Sluice
 from tests.sluice.test_client import rows_file
 

@@ -12,13 +12,13 @@ from typing import Any
 import pytest
 
 import sluice as public
+from benchmarks.free_ports import free_port
 from shared.errors import SluiceError
 from shared.messages import Event
 from shared.redis_connection import connect_checked
 from shared.streams import Stream
 from shared.topology import EVENTS
 from sluice.client import Client, GatewayError, GatewayUnreachable
-from tests.conftest import free_port
 from tests.sluice.conftest import Gateway
 
 

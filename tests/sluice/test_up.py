@@ -3,7 +3,6 @@
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -11,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks.free_ports import free_port
 from deploy.ports import bind_error
 from deploy.process import birth, descendants
 from deploy.supervisor_state import SupervisorState, read_state
@@ -38,20 +38,11 @@ engine_port = {8}
 pytestmark = pytest.mark.slow
 
 
-def free_ports(count: int) -> list[int]:
-    """Ports that are all different, as those of one deployment must be."""
-    probes = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
-    ports = [int(probe.getsockname()[1]) for probe in probes]
-    for probe in probes:
-        probe.close()
-    return ports
-
-
 @pytest.fixture
 def deployment(sluice: Sluice, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Sluice]:
     """`sluice` in a folder whose settings choose free ports; whatever it starts is stopped."""
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
-    (tmp_path / "sluice.toml").write_text(SETTINGS.format(*free_ports(9)))
+    (tmp_path / "sluice.toml").write_text(SETTINGS.format(*(free_port() for _ in range(9))))
     yield sluice
     assert sluice("down").code == 0
 
@@ -74,7 +65,7 @@ def assert_nothing_is_left(folder: Path, processes: dict[int, str]) -> None:
 
 
 async def test_up_starts_everything_and_down_leaves_no_process_and_no_port(deployment: Sluice, tmp_path: Path) -> None:
-    port = free_ports(1)[0]
+    port = free_port()
     up = deployment("up", "--detach", "--json", "--set", f"gateway.port={port}")
     assert up.code == 0, up.err
     assert json.loads(up.out)["gateway"] == state(tmp_path).gateway_url == f"http://127.0.0.1:{port}"
@@ -119,7 +110,7 @@ async def test_ctrl_c_in_the_foreground_leaves_no_process_and_no_port(deployment
 
 
 def test_a_service_that_cannot_start_stops_all_and_is_told_with_its_reason(deployment: Sluice, tmp_path: Path) -> None:
-    nowhere = f"redis://127.0.0.1:{free_ports(1)[0]}/0"
+    nowhere = f"redis://127.0.0.1:{free_port()}/0"
     up = deployment("up", "--detach", "--set", f"redis.url={nowhere}", "--set", "redis.connect_deadline_s=1")
     assert up.code == 1
     assert "cannot start: it ended with exit code 1" in up.err

@@ -9,6 +9,7 @@ from typing import Any
 
 from redis.asyncio import Redis
 
+from benchmarks.free_ports import free_port
 from services.reward.serve import serve
 from shared.deployment import Deployment
 from shared.logs import Log
@@ -18,7 +19,7 @@ from shared.runs import RunRecord
 from shared.service import Place, Serving
 from shared.streams import Stream
 from shared.topology import EVENTS, ROLLOUTS, Keys
-from tests.conftest import free_port, until
+from tests.conftest import until
 from tests.services.reward.reward_cases import RUN, all_settled, counters, dead, emitted, rollout, send, stored
 
 FOLDER = Path(__file__).parents[3] / "examples" / "remote_reward"

@@ -11,12 +11,12 @@ import uvicorn
 from redis.asyncio import Redis
 from starlette.types import ASGIApp
 
+from benchmarks.free_ports import free_port
 from services.gateway.__main__ import Server
 from services.gateway.app import build_app
 from services.gateway.ask_router import open_router
 from services.gateway.dataset_store import DatasetStore
 from services.gateway.parts import Parts
-from tests.conftest import free_port
 from tests.services.gateway.gateway_cases import LOG
 
 KEY = "the-key"

@@ -13,6 +13,7 @@ import httpx
 import pytest
 from redis.asyncio import Redis
 
+from benchmarks.free_ports import free_port
 from deploy import embedded_redis
 from services.gateway.dataset_store import DatasetStore
 from services.gateway.feeder import Feeder
@@ -21,7 +22,7 @@ from shared.runs import Runs
 from shared.scripts import Ledger
 from shared.tasks import end
 from shared.topology import Keys
-from tests.conftest import free_port, until
+from tests.conftest import until
 from tests.services.gateway.gateway_cases import LOG, add, announce_all, released, run_settings, sums
 
 START_DEADLINE_S = 60

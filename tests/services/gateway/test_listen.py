@@ -2,9 +2,9 @@
 
 import pytest
 
+from benchmarks.free_ports import free_port
 from services.gateway.listen import listen
 from shared.errors import SettingsError, SluiceError
-from tests.conftest import free_port
 
 
 @pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.168.1.1", "example.org"])

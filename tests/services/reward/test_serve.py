@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from redis.asyncio import Redis
 
+from benchmarks.free_ports import free_port
 from deploy import embedded_redis
 from services.reward.serve import serve
 from shared.deployment import Deployment
@@ -19,7 +20,7 @@ from shared.redis_connection import connect_checked
 from shared.run_settings import RunSettings
 from shared.runs import RunRecord, Runs, State, present
 from shared.service import Place, Serving
-from tests.conftest import free_port, until
+from tests.conftest import until
 from tests.services.reward.reward_cases import LOG, RUN, all_settled, attempts, emitted, rollout, send, working
 
 

@@ -7,13 +7,13 @@ from pathlib import Path
 import httpx
 import pytest
 
+from benchmarks.free_ports import free_port
 from services.rollout.engine_arguments import plan_engine
 from services.rollout.launch_engine import EngineProcess
 from services.rollout.model_tokenizer import ModelTokenizer
 from services.trainer.tiny_model import byte_tokenizer, write_tiny_model
 from shared.logs import Log
 from shared.run_settings import EngineSettings, ModelSettings
-from tests.conftest import free_port
 from tests.services.rollout.fake_router import FakeRouter
 
 STARTED_S = 180

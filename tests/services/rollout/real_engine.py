@@ -15,6 +15,7 @@ import httpx
 import psutil
 from redis.asyncio import Redis
 
+from benchmarks.free_ports import free_port
 from services.rollout.engine_arguments import plan_engine
 from services.rollout.launch_engine import EngineProcess
 from shared.event_lines import event_lines_async
@@ -22,7 +23,6 @@ from shared.redis_connection import connect
 from shared.run_settings import EngineSettings, ModelSettings, RunSettings
 from shared.runs import RunRecord, Runs
 from shared.topology import ACTIVE
-from tests.conftest import free_port
 
 ROUTER = [sys.executable, "-m", "sglang_router.launch_router", "--host", "127.0.0.1", "--policy", "round_robin"]
 

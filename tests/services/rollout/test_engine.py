@@ -17,6 +17,7 @@ import pytest
 import torch
 from redis.asyncio import Redis
 
+from benchmarks.free_ports import free_port
 from services.rollout.launch_engine import check_port
 from services.trainer.lend_version import Lender
 from services.trainer.publish_weights import Deadlines, PublishReport, WeightPublisher
@@ -30,7 +31,7 @@ from shared.runs import Runs, present
 from shared.streams import Stream
 from shared.tasks import end
 from shared.topology import EVENTS, Keys
-from tests.conftest import free_port, until
+from tests.conftest import until
 from tests.services.rollout.real_engine import RealEngine, descendants, named
 from tests.services.trainer.recorded_groups import serving
 

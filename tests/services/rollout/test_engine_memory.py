@@ -12,6 +12,7 @@ import httpx
 import pytest
 from redis.asyncio import Redis
 
+from benchmarks.free_ports import free_port
 from services.rollout.engine import Sidecar
 from services.rollout.engine_calls import EngineCalls
 from services.rollout.engine_life import Life
@@ -28,7 +29,7 @@ from shared.runs import announce, present
 from shared.service import Serving
 from shared.tasks import end
 from shared.topology import MEMORY, Keys
-from tests.conftest import free_port, until
+from tests.conftest import until
 from tests.services.rollout.scripted_server import NAME, RUN, UPDATE, Server, following, true
 from tests.services.trainer.recorded_groups import run_settings, serving, small_model, start_run
 

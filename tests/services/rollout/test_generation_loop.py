@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from redis.exceptions import ResponseError
 
+from benchmarks.free_ports import free_port
 from deploy import embedded_redis
 from services.rollout import generation_loop
 from services.rollout.generation_loop import GenerationLoop, Limits
@@ -19,7 +20,7 @@ from shared.scripts import Ledger
 from shared.streams import Delivery, Stream
 from shared.tasks import end
 from shared.topology import DEAD, EVENTS, PROMPTS, ROLLOUTS, Keys
-from tests.conftest import free_port, until
+from tests.conftest import until
 
 RUN = "r1"
 

@@ -4,11 +4,12 @@ import asyncio
 import sys
 from pathlib import Path
 
+from benchmarks.free_ports import free_port
 from services.rollout.engine_arguments import EnginePlan
 from services.rollout.held_process import HeldProcess
 from services.rollout.launch_engine import EngineProcess, check_port
 from shared.tasks import end
-from tests.conftest import free_port, until
+from tests.conftest import until
 
 SLOW_TO_END = """
 import signal, socket, sys, threading

@@ -11,10 +11,11 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks.free_ports import free_port
 from deploy.process import birth
 from services.rollout.engine_arguments import EnginePlan
-from services.rollout.launch_engine import EngineDied, EngineProcess, check_port
-from tests.conftest import free_port, until
+from services.rollout.launch_engine import CPU_SHIM, ROOT, EngineDied, EngineProcess, check_port
+from tests.conftest import until
 
 
 def test_a_port_in_use_is_named() -> None:
@@ -60,8 +61,9 @@ child.join()
 
 
 async def test_what_a_killed_server_has_started_ends_with_it() -> None:
+    environment = {**os.environ, "PYTHONPATH": f"{CPU_SHIM}{os.pathsep}{ROOT}"}  # the child imports SGLang
     server = await asyncio.create_subprocess_exec(
-        sys.executable, "-c", SERVER_WITH_A_CHILD, stdout=asyncio.subprocess.PIPE
+        sys.executable, "-c", SERVER_WITH_A_CHILD, stdout=asyncio.subprocess.PIPE, env=environment
     )
     assert server.stdout is not None
     words = {(await server.stdout.readline()).decode().strip() for _ in range(2)}
@@ -76,4 +78,4 @@ async def test_what_a_killed_server_has_started_ends_with_it() -> None:
     finally:
         with contextlib.suppress(ProcessLookupError):
             os.kill(child, signal.SIGKILL)
-        await server.wait()
+        await server.communicate()

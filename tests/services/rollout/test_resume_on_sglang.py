@@ -11,6 +11,7 @@ import time
 import httpx
 import pytest
 
+from benchmarks.free_ports import free_port
 from services.rollout.engine_calls import EngineCalls
 from services.rollout.generate_group import GroupGenerator
 from services.rollout.model_tokenizer import load_tokenizer
@@ -27,7 +28,7 @@ from shared.scripts import Ledger
 from shared.streams import Stream
 from shared.tasks import end
 from shared.topology import PROMPTS, ROLLOUTS, Keys
-from tests.conftest import free_port, until
+from tests.conftest import until
 from tests.services.rollout.real_engine import ROUTER
 from tests.services.rollout.test_generate_on_sglang import recomputed
 

@@ -5,12 +5,12 @@ import json
 
 import pytest
 
+from benchmarks.free_ports import free_port
 from services.rollout.read_answers import append_spans, read_samples
 from services.rollout.refusals import EngineUnavailable, GroupRejected
 from services.rollout.router_connections import RouterConnections
 from services.rollout.sampler import Sampler
 from shared.run_settings import SamplingSettings
-from tests.conftest import free_port
 from tests.services.rollout.fake_router import FakeRouter, item
 
 SAMPLING = SamplingSettings(max_new_tokens=8, stop=["\n"])

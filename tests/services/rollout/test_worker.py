@@ -10,6 +10,7 @@ from collections import Counter
 
 import pytest
 
+from benchmarks.free_ports import free_port
 from services.rollout.worker import serve
 from services.trainer.tiny_model import write_tiny_model
 from shared.deployment import Deployment
@@ -20,7 +21,7 @@ from shared.service import Place, follow_runs
 from shared.streams import Stream
 from shared.tasks import end
 from shared.topology import PROMPTS, ROLLOUTS, Keys
-from tests.conftest import free_port, until
+from tests.conftest import until
 from tests.services.rollout.fake_router import hello
 
 RUN = "r1"

@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 from redis.asyncio import Redis
 
+from benchmarks.free_ports import free_port
 from shared.redis_connection import connect
 from shared.runs import Runs
-from tests.conftest import free_port
 from tests.services.trainer.bench import Bench, outcome, until_version
 from tests.services.trainer.recorded_groups import feed
 from tests.shared.own_redis import OwnRedis

@@ -12,13 +12,13 @@ import torch
 from redis.asyncio import Redis
 from safetensors.torch import load_file
 
+from benchmarks.free_ports import free_port
 from services.trainer.serve_run import serve
 from services.trainer.team import Team
 from shared.runs import ENDED, Runs
 from shared.scripts import Ledger
 from shared.service import Place, follow_runs
 from shared.topology import Keys
-from tests.conftest import free_port
 from tests.services.trainer.recorded_groups import feed, run_settings, serving, small_model, start_run
 
 

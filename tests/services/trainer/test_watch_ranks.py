@@ -10,13 +10,13 @@ import pytest
 import torch
 from torch import distributed, multiprocessing
 
+from benchmarks.free_ports import free_port
 from services.trainer.first_step import OF_FIRST_UPDATE
 from services.trainer.open_learner import open_learner
 from services.trainer.ranks import OneRank, Ranks, ranks_of_group
 from services.trainer.share_step import share_of
 from shared.messages import Rollout, StepIntent
 from shared.run_settings import RunSettings
-from tests.conftest import free_port
 from tests.services.trainer.recorded_groups import rollouts, run_settings, small_model
 
 GROUPS = [0, 1, 2]

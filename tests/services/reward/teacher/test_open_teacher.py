@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from redis.asyncio import Redis
 
+from benchmarks.free_ports import free_port
 from services.reward.remote import breaker as breaker_module
 from services.reward.remote.batched_calls import CONCURRENCY
 from services.reward.serve import serve
@@ -23,7 +24,7 @@ from shared.service import Place, Serving
 from shared.streams import Stream
 from shared.tasks import end
 from shared.topology import EVENTS, ROLLOUTS, Keys
-from tests.conftest import free_port, until
+from tests.conftest import until
 from tests.services.reward.reward_cases import (
     LOG,
     RUN,

@@ -15,6 +15,7 @@ import torch
 from redis.asyncio import Redis
 from safetensors.torch import load_file
 
+from benchmarks.free_ports import free_port
 from deploy.process import Child, birth, descendants, start
 from deploy.services import services_of, settings_environment
 from services.trainer.step_ledger import StepLedger
@@ -23,7 +24,7 @@ from shared.run_settings import RunSettings
 from shared.runs import Runs
 from shared.scripts import Ledger
 from shared.topology import Keys
-from tests.conftest import free_port, until
+from tests.conftest import until
 from tests.services.trainer.bench import Bench
 from tests.services.trainer.ranks.test_invariance import Tensors, difference
 from tests.services.trainer.recorded_groups import feed, run_settings, small_model, start_run
