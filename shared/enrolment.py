@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, cast
 
@@ -16,6 +16,9 @@ KEPT_S = 3600
 """Seconds after the last word about a version at which its parts are forgotten."""
 WAKES_S = 60
 """The same of entries that only wake somebody: each engine leaves some of every version."""
+
+SHORTEST_S = 0.01
+"""To wait in Redis: 0 would be for ever."""
 
 State = Literal[
     "enrolled",
@@ -120,11 +123,6 @@ async def write_answer(redis: Redis, keys: Keys, version: int, engine: str, part
         await pipe.execute()
 
 
-async def await_answer(redis: Redis, keys: Keys, version: int, engines: Collection[str], deadline_s: float) -> None:
-    """Return as soon as one of the engines has answered since the last time, or after `deadline_s` seconds."""
-    await _wake(redis, [keys.answers(version, engine) for engine in engines], deadline_s)
-
-
 async def read_part(redis: Redis, keys: Keys, version: int, engine: str) -> Part | None:
     """What was last written about one engine."""
     raw = cast(bytes | None, await redis.hget(keys.enrolled(version), engine))
@@ -133,15 +131,28 @@ async def read_part(redis: Redis, keys: Keys, version: int, engine: str) -> Part
 
 async def read_parts(redis: Redis, keys: Keys, version: int) -> dict[str, Part]:
     """What was last written about every engine."""
-    raw = cast(dict[bytes, bytes], await redis.hgetall(keys.enrolled(version)))
-    return {engine.decode(): _PART.validate_json(part) for engine, part in raw.items()}
+    return _parts(cast(dict[bytes, bytes], await redis.hgetall(keys.enrolled(version))))
 
 
-async def read_parts_of(redis: Redis, keys: Keys, version: int, engines: Collection[str]) -> dict[str, Part]:
-    """The same of some engines: where each has a group of its own, one looks for every one of them."""
+async def await_parts(
+    redis: Redis, keys: Keys, version: int, engines: Collection[str], deadline_s: float, everybodys: bool = False
+) -> dict[str, Part]:
+    """Wait until one of the engines has answered since the last time; then as `read_parts`, of them or of everybody.
+
+    `deadline_s`: seconds after which nobody is waited for any more.
+    """
+    if not engines:
+        await asyncio.sleep(max(deadline_s, SHORTEST_S))
+        return await read_parts(redis, keys, version) if everybodys else {}
     names = sorted(engines)
-    raw = cast(list[bytes | None], await redis.hmget(keys.enrolled(version), names)) if names else []
-    return {name: _PART.validate_json(part) for name, part in zip(names, raw, strict=True) if part is not None}
+    async with redis.pipeline(transaction=False) as pipe:  # one way to Redis for both: the trainer trains meanwhile
+        pipe.blpop([keys.answers(version, name) for name in names], timeout=max(deadline_s, SHORTEST_S))
+        if everybodys:
+            pipe.hgetall(keys.enrolled(version))
+        else:
+            pipe.hmget(keys.enrolled(version), names)
+        raw = (await pipe.execute())[1]
+    return _parts(raw if everybodys else dict(zip((name.encode() for name in names), raw, strict=True)))
 
 
 async def say(redis: Redis, keys: Keys, version: int, engines: Collection[str], word: Word) -> None:
@@ -159,7 +170,7 @@ async def say(redis: Redis, keys: Keys, version: int, engines: Collection[str], 
 
 async def await_word(redis: Redis, keys: Keys, version: int, engine: str, deadline_s: float) -> None:
     """Return as soon as the trainer has said something since the last time, or after `deadline_s` seconds."""
-    await _wake(redis, [keys.told(version, engine)], deadline_s)
+    await redis.blpop([keys.told(version, engine)], timeout=max(deadline_s, SHORTEST_S))
 
 
 async def listen(redis: Redis, keys: Keys, version: int, engine: str) -> Word | None:
@@ -168,9 +179,5 @@ async def listen(redis: Redis, keys: Keys, version: int, engine: str) -> Word | 
     return _WORD.validate_json(raw) if raw else None
 
 
-async def _wake(redis: Redis, lists: list[str], deadline_s: float) -> None:
-    """Return as soon as there is an entry in one of them, which is taken; who is woken reads everything anew."""
-    deadline_s = max(deadline_s, 0.01)
-    if not lists:
-        return await asyncio.sleep(deadline_s)
-    await redis.blpop(lists, timeout=deadline_s)
+def _parts(raw: Mapping[bytes, bytes | None]) -> dict[str, Part]:
+    return {engine.decode(): _PART.validate_json(part) for engine, part in raw.items() if part is not None}

@@ -24,7 +24,6 @@ async def clear_engines(
     """
     patient_until, beat, next_beat = time.monotonic() + READY_S, 0, time.monotonic() + BEAT_S
     while True:
-        await engines.wait(version, names)
         states = {name: part.state for name, part in (await engines.look(version, announcement, names)).items()}
         now = time.monotonic()
         if all(states.get(name) == "ready" for name in names):

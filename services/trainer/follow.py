@@ -14,6 +14,7 @@ from services.trainer.load_model import choose_device
 from services.trainer.open_learner import open_learner
 from services.trainer.orders import Order, Orders
 from services.trainer.ranks import Ranks
+from services.trainer.settled_heap import clear_heap, settle_heap
 from services.trainer.share_step import share_of
 from shared.await_redis import AwaitRedis
 from shared.deployment import Deployment
@@ -93,12 +94,14 @@ class Follower:
     def _opened(self, run: str, owner: str, tree: dict[str, object]) -> OpenRun:
         if self._open is not None:
             self._open.settle()
-            self._open = None  # its memory, before another model is loaded
+            self._open = None
+            clear_heap()
         settings = validate(RunSettings, tree, f"run {run}")
         set_up_threads(settings.trainer.threads)
         folder = run_folder(self._deployment, run)
         learner = open_learner(settings, choose_device(settings.engine.device), self._ranks)
         kept = Checkpoints(folder / "checkpoints", owner, settings.trainer.keep_checkpoints, self._log, self._ranks)
+        settle_heap()
         return OpenRun(run, settings, folder, learner, kept)
 
     def _train(self, run: OpenRun, encoded: object) -> None:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from redis.asyncio import Redis
 
 from services.trainer.rendezvous import Member
-from shared.enrolment import AT_WORK, Part, Word, await_answer, read_parts, read_parts_of, say, write_parts
+from shared.enrolment import AT_WORK, Part, Word, await_parts, read_parts, say, write_parts
 from shared.memory_handle import MemoryHandle
 from shared.runs import present
 from shared.topology import Keys
@@ -64,8 +64,10 @@ class Engines:
         while True:
             up = await self._up_lately()
             if awaited := up - self._silent - answers.keys():
-                await self.wait(version, awaited, min(LOOK_S, until - time.time()))
-            parts = await read_parts(self._redis, self._keys, version)
+                wait_s = min(LOOK_S, until - time.time())
+                parts = await await_parts(self._redis, self._keys, version, awaited, wait_s, everybodys=True)
+            else:
+                parts = await read_parts(self._redis, self._keys, version)
             answers = {name: part for name, part in sorted(parts.items()) if part.announcement == announcement}
             self._silent -= answers.keys()
             if (late := time.time() > until) or up - self._silent <= answers.keys():
@@ -73,10 +75,6 @@ class Engines:
                 holding = {name: part for name, part in answers.items() if _holds(part, checksum)}
                 waiting = {name: part for name, part in answers.items() if part.state == "enrolled"}
                 return Gathering({n: part for n, part in waiting.items() if n not in self.given_up}, holding)
-
-    async def wait(self, version: int, names: Collection[str], deadline_s: float = LOOK_S) -> None:
-        """Return as soon as one of `names` has answered since the last time, or after `deadline_s` seconds."""
-        await await_answer(self._redis, self._keys, version, names, deadline_s)
 
     async def start(
         self,
@@ -106,9 +104,14 @@ class Engines:
         """Tell engines that are ready, or get ready, what becomes of the version."""
         await say(self._redis, self._keys, version, names, word)
 
-    async def look(self, version: int, announcement: str, names: Collection[str]) -> dict[str, Part]:
-        """The parts of `names` as they are now; `failed` where an engine restarted meanwhile, or is gone."""
-        parts = await read_parts_of(self._redis, self._keys, version, names)
+    async def look(
+        self, version: int, announcement: str, names: Collection[str], wait_s: float = LOOK_S
+    ) -> dict[str, Part]:
+        """The parts of `names` once one of them has answered since the last time, or `wait_s` seconds later.
+
+        `failed` where an engine restarted meanwhile, or is gone.
+        """
+        parts = await await_parts(self._redis, self._keys, version, names, wait_s)
         up = await self._up_lately()
         if any(name in parts and parts[name].state in AT_WORK for name in set(names) - up):
             up = await self._up_lately(0)  # it may have come up since
@@ -121,15 +124,16 @@ class Engines:
                 found[name] = replace(part, state="failed", reason="the engine died, or does not answer")
         return found
 
-    async def ended(self, version: int, announcement: str, names: Collection[str]) -> dict[str, Part]:
-        """Those of `names` whose part is over: done, failed, restarted meanwhile, or gone."""
-        parts = await self.look(version, announcement, names)
+    async def ended(
+        self, version: int, announcement: str, names: Collection[str], wait_s: float = LOOK_S
+    ) -> dict[str, Part]:
+        """As `look`, those whose part is over: done, failed, restarted meanwhile, or gone."""
+        parts = await self.look(version, announcement, names, wait_s)
         return {name: part for name, part in parts.items() if part.state not in AT_WORK}
 
     async def all_ended(self, version: int, announcement: str, names: Collection[str], until: float) -> dict[str, Part]:
         """The parts of `names` once all are over; at `until` (epoch seconds) of those that are."""
         while True:
-            await self.wait(version, names)
             parts = await self.ended(version, announcement, names)
             if len(parts) == len(names) or time.time() >= until:
                 return parts

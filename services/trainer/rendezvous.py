@@ -1,9 +1,9 @@
 """Enrolled engines -> a process group that the trainer leads: one store for ever, one group for each membership."""
 
+import _thread
 import asyncio
 import os
 import socket
-import threading
 import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -126,7 +126,7 @@ def in_thread(work: Callable[[], T]) -> "asyncio.Future[T]":
         if not loop.is_closed():
             loop.call_soon_threadsafe(settle, result, failure)
 
-    threading.Thread(target=run, daemon=True, name="weights").start()
+    _thread.start_new_thread(run, ())  # `Thread.start` would hold the loop up until the new one has run
     return future
 
 

@@ -82,8 +82,7 @@ class PartySender:
         broken = sending is None
         until = time.monotonic() + min(offer.left_s, GRACE_S if broken else offer.left_s)
         while True:
-            await self._engines.wait(offer.staged.version, names, LOOK_S)
-            parts = await self._engines.ended(offer.staged.version, offer.announcement, names)
+            parts = await self._engines.ended(offer.staged.version, offer.announcement, names, LOOK_S)
             if len(parts) == len(names) or time.monotonic() > until:
                 break
             if not broken and _is_broken(parts, sending):

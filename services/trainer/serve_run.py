@@ -1,7 +1,6 @@
 """One run of the registry -> trained, published, exported and ended: the trainer's part of `follow_runs`."""
 
 import asyncio
-import gc
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,6 +14,7 @@ from services.trainer.prepare_run import OpenPublisher, PreparedRun, prepare_run
 from services.trainer.publish_weights import Deadlines, Transport, WeightPublisher
 from services.trainer.recorded_run import owner_of
 from services.trainer.roll_back import WentBack
+from services.trainer.settled_heap import clear_heap, settle_heap
 from services.trainer.step_ledger import StepLedger
 from services.trainer.team import Team
 from services.trainer.tell import tell
@@ -67,7 +67,7 @@ async def train_run(serving: Serving, open_publisher: OpenPublisher, team: Team 
     try:
         while left is not None:
             left = await _train_until_left(serving, compute, open_publisher, team, left)
-            gc.collect()  # the state that is of no use any more, before another one is loaded beside it
+            clear_heap()
     finally:
         compute.close()
 
@@ -84,6 +84,7 @@ async def _train_until_left(
         Why it has to take the run up anew; None at the end of the run.
     """
     prepared = await prepare_run(serving, compute, open_publisher, team)
+    settle_heap()
     serving.ready()
     if left.behind is not None:
         detail = {"from": left.behind, "to": prepared.done}

@@ -1,10 +1,11 @@
 """What engines and the trainer leave in Redis about a version."""
 
+import asyncio
 from dataclasses import replace
 
 from redis.asyncio import Redis
 
-from shared.enrolment import KEPT_S, WAKES_S, Part, Word, read_parts, read_parts_of, say, write_answer, write_parts
+from shared.enrolment import KEPT_S, WAKES_S, Part, Word, await_parts, read_parts, say, write_answer, write_parts
 from shared.topology import Keys
 
 KEYS = Keys("r1")
@@ -15,8 +16,16 @@ async def test_the_parts_of_some_engines_are_read_without_those_of_others(redis:
     parts = {name: replace(PART, incarnation=name) for name in ("a", "b", "c")}
     await write_parts(redis, KEYS, 3, parts)
     assert await read_parts(redis, KEYS, 3) == parts
-    assert await read_parts_of(redis, KEYS, 3, {"c", "a", "who-is-not-there"}) == {"a": parts["a"], "c": parts["c"]}
-    assert await read_parts_of(redis, KEYS, 3, ()) == {}
+    some = await await_parts(redis, KEYS, 3, {"c", "a", "who-is-not-there"}, 0.01)
+    assert some == {"a": parts["a"], "c": parts["c"]}
+    assert await await_parts(redis, KEYS, 3, {"who-is-not-there"}, 0.01, everybodys=True) == parts
+    assert await await_parts(redis, KEYS, 3, (), 0.01) == {}
+
+
+async def test_an_answer_ends_the_wait_and_is_in_what_comes_back(redis: Redis) -> None:
+    waiting = asyncio.create_task(await_parts(redis, KEYS, 3, ["a", "b"], 60))
+    await write_answer(redis, KEYS, 3, "b", PART)
+    assert await asyncio.wait_for(waiting, 10) == {"b": PART}
 
 
 async def test_entries_that_only_wake_somebody_go_long_before_the_parts(redis: Redis) -> None:

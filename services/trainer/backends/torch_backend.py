@@ -9,11 +9,11 @@ from pathlib import Path
 
 import torch
 from torch import nn
-from transformers.core_model_loading import revert_weight_conversion
 
 from services.trainer.backend import State
 from services.trainer.backends.adapt_layers import merged, without_adapters
 from services.trainer.backends.adapter_files import ADAPTER, named_adapters, write_adapters
+from services.trainer.backends.checkpoint_names import CheckpointNames, ModelTensors
 from services.trainer.backends.master_weights import MasterWeights
 from services.trainer.backends.shard_model import let_go, shard_model, whole
 from services.trainer.losses.loss_totals import LossTotals
@@ -61,6 +61,8 @@ class TorchBackend:
         else:
             self._masters = MasterWeights(model, dtype, adamw.offload)
         self._optimizer = _optimizer(list(self._masters.named.values()), adamw)
+        self._core, self._kept = ModelTensors(model.core), ModelTensors(model, parameters=False)
+        self._names = CheckpointNames(model.core)
 
     def predict(self, packed: list[PackedSequences]) -> list[Predictions]:
         """See Backend."""
@@ -103,8 +105,8 @@ class TorchBackend:
             small = {name: tensor.to("cpu", self._dtype) for name, tensor in learned.items()}
             yield from named_adapters(core, small).items()
             return
-        weights = {name: whole(tensor).to(self._dtype) for name, tensor in _core_weights(core).items()}
-        yield from revert_weight_conversion(core, merged(core, weights)).items()
+        weights = {name: whole(tensor).to(self._dtype) for name, tensor in self._core.now().items()}
+        yield from self._names.of(merged(core, weights)).items()
 
     def tensors(self) -> Iterator[torch.Tensor]:
         """See Backend."""
@@ -120,7 +122,7 @@ class TorchBackend:
         """
         masters = {name: master.detach() for name, master in self._masters.named.items()}
         moved = {f"{m}/{name}": self._optimizer.state[p][m] for name, p in self._masters.named.items() for m in MOMENTS}
-        weights = {**_kept_buffers(self._model), **masters}
+        weights = {**self._kept.now(), **masters}
         return {"weights": weights, "optimizer": moved, "random": {"cpu": torch.get_rng_state()}}
 
     def load_state(self, state: State) -> None:
@@ -134,7 +136,7 @@ class TorchBackend:
     def export(self, folder: Path) -> None:
         """See Backend."""
         core = self._model.core
-        weights = {name: whole(tensor).to("cpu", self._dtype) for name, tensor in _core_weights(core).items()}
+        weights = {name: whole(tensor).to("cpu", self._dtype) for name, tensor in self._core.now().items()}
         if self._ranks.rank:
             return
         core.save_pretrained(folder, state_dict=merged(core, weights))
@@ -165,16 +167,6 @@ def _optimizer(masters: list[nn.Parameter], adamw: AdamW) -> torch.optim.AdamW:
         step = torch.zeros((), dtype=torch.float32, device=master.device)
         optimizer.state[master] = {"step": step, **{m: torch.zeros_like(master.detach()) for m in MOMENTS[:2]}}
     return optimizer
-
-
-def _core_weights(model: nn.Module) -> dict[str, torch.Tensor]:
-    """Parameters and kept buffers, tied ones once."""
-    return {**{name: parameter.detach() for name, parameter in model.named_parameters()}, **_kept_buffers(model)}
-
-
-def _kept_buffers(model: nn.Module) -> dict[str, torch.Tensor]:
-    kept = model.state_dict()
-    return {name: buffer for name, buffer in model.named_buffers() if name in kept}
 
 
 @torch.no_grad()
