@@ -13,7 +13,9 @@ from services.gateway.mix_datasets import dump_cursor
 from services.gateway.parts import AllParts, Parts
 from services.gateway.release_training import FIELD
 from services.gateway.serve_runs import Found
+from services.gateway.weights.describe_versions import where_versions_stand
 from shared.errors import SettingsError
+from shared.lineage import why_gone
 from shared.rest_answers import ErrorAnswer, Run
 from shared.run_settings import RunSettings
 from shared.runs import RunRecord, Runs
@@ -117,6 +119,9 @@ async def _check_step(parts: Parts, parent: RunRecord, settings: RunSettings) ->
             f"branch: trainer.steps is {settings.trainer.steps}, counted from the beginning, so nothing is left after"
             f" step {step}; write trainer.steps = {step + 1} or more"
         )
+    kept = (await where_versions_stand(parts.redis, parent, parts.runs_folder)).available
+    if kept is not None and step not in kept and begin is None:  # of a branch, its own parent may have it
+        raise SettingsError(f"branch: of run {parent.run}, {why_gone(step, kept)}")
 
 
 async def _cursor(parts: Parts, theirs: RunSettings, ours: RunSettings, step: int) -> dict[str, str]:

@@ -10,9 +10,11 @@ from services.gateway.branch_cursor import released_until
 from services.gateway.dataset_store import DatasetStore
 from services.gateway.feed_run import open_rows
 from services.gateway.feeder_lease import FeederLease
+from services.gateway.parts import Parts
 from services.gateway.read_standing import read_standing
 from services.gateway.release_evaluation import EvaluationRelease
 from services.gateway.release_training import TrainingRelease
+from services.trainer.checkpoint import MANIFEST
 from shared.evaluation import is_due
 from shared.messages import Event, GroupReady, Prompt, StepCommit, StepIntent
 from shared.run_settings import RunSettings
@@ -169,6 +171,22 @@ async def test_a_branch_that_cannot_be_is_refused_with_what_to_write(
     by_hand = await client.post("/v1/runs", json=run_tree("r2", branch={"run": "r1", "step": 1}))
     assert by_hand.status_code == 422
     assert "sluice branch RUN --from STEP" in by_hand.text
+
+
+async def test_a_step_whose_state_is_gone_is_refused_with_those_that_are_not_and_the_name_stays_free(
+    client: httpx.AsyncClient, store: DatasetStore, redis: Redis, parts: Parts
+) -> None:
+    await parent(redis, store, run_settings(trainer={"steps": 10}))
+    record, ledger = await Runs(redis).get("r1"), Ledger(redis, Keys("r1"))
+    assert record is not None
+    folder = parts.runs_folder / "r1" / "checkpoints" / "step_000002"
+    folder.mkdir(parents=True)
+    (folder / MANIFEST).write_text(f'{{"owner": "{record.created:.6f}", "step": 2}}')
+    epoch = await ledger.take_over()
+    for step in (1, 2):
+        await ledger.forget(epoch, range(4 * step - 4, 4 * step), step)
+    assert "those that can be had: 0, 2 to 3 (trainer" in await refusal(client, 422, step=1, name="b")
+    assert (await branch(client, step=3, name="b"))["state"] == "queued"
 
 
 def test_the_version_that_a_branch_begins_with_is_evaluated_and_none_before_it() -> None:
