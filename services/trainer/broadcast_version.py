@@ -2,15 +2,17 @@
 
 import asyncio
 import time
+from functools import partial
 
 from services.trainer.announce_version import Announcer, Offer, Proofs
 from services.trainer.gather_engines import Engines, Gathering
 from services.trainer.kept_groups import KeptGroups
-from services.trainer.plan_waves import Party, plan_waves
+from services.trainer.plan_waves import Party, Wave
 from services.trainer.round_outcome import Outcome
 from services.trainer.send_party import PartySender
 from services.trainer.stage_weights import Staged
 from services.trainer.step_ledger import StepLedger
+from services.trainer.walk_waves import WaveWalk
 from shared.logs import Log
 from shared.redis_connection import UNREACHABLE
 from shared.tasks import end
@@ -21,12 +23,10 @@ class Broadcaster:
 
     def __init__(self, ledger: StepLedger, host: str, enrol_s: float, sizes: tuple[int, int], log: Log) -> None:
         """`sizes`: most engines that are paused at the same time, and that share a group; 0 for all."""
-        self.engines, (self._max_unavailable, self._per_group) = Engines(ledger.redis, ledger.run), sizes
+        self.engines, self._waves = Engines(ledger.redis, ledger.run), WaveWalk(*sizes)
         self._announcer = Announcer(ledger, self.engines, enrol_s)
         self._groups = KeptGroups(host)
         self._sender = PartySender(ledger.run, self.engines, self._groups, log)
-        self._failed: set[str] = set()
-        """By the last round; they may be paused, and come first in the next one."""
 
     async def prepare(self, staged: Staged, proofs: Proofs) -> None:
         """See Transport: the snapshot is all that a broadcast needs."""
@@ -40,34 +40,27 @@ class Broadcaster:
         outcome.done.update(gathering.holding)
         outcome.seconds["enrol"] = time.monotonic() - started
         try:
-            await self._send(offer, gathering, outcome)
+            self._groups.keep_only([*gathering.members, *Gathering(gathering.holding, {}).members])
+            give = partial(self._send_wave, offer, outcome)
+            await self._waves.walk(gathering, outcome, give, self._groups.members)
         except (asyncio.CancelledError, *UNREACHABLE):
             self._groups.drop_all()
             raise
-        self._failed = set(outcome.failed)
         return outcome
 
     def drop_group(self) -> None:
         """See Transport."""
         self._groups.drop_all()
 
-    async def _send(self, offer: Offer, gathering: Gathering, outcome: Outcome) -> None:
-        """Send to the engines that wait, wave after wave, and sort them into done, failed and those still waiting."""
-        self._groups.keep_only([*gathering.members, *Gathering(gathering.holding, {}).members])
-        kept = self._groups.members
-        left = set(gathering.waiting)
-        for wave in plan_waves(gathering, self._max_unavailable, self._failed, self._per_group, kept):
-            left -= wave.gathering.waiting.keys()
-            sending = [asyncio.create_task(self._send_party(offer, party)) for party in wave.parties]
-            try:
-                sent = await asyncio.gather(*sending)
-            finally:
-                await end(*sending)
-            outcome.merge([each for each, _ in sent])
-            self._groups.meet_anew(failure for _, failure in sent if failure is not None)
-            if outcome.failed:
-                break
-        outcome.waiting = tuple(sorted(left))
+    async def _send_wave(self, offer: Offer, outcome: Outcome, wave: Wave) -> None:
+        """Send to the engines of a wave, to each party by itself."""
+        sending = [asyncio.create_task(self._send_party(offer, party)) for party in wave.parties]
+        try:
+            sent = await asyncio.gather(*sending)
+        finally:
+            await end(*sending)
+        outcome.merge([each for each, _ in sent])
+        self._groups.meet_anew(failure for _, failure in sent if failure is not None)
 
     async def _send_party(self, offer: Offer, party: Party) -> tuple[Outcome, RuntimeError | None]:
         """What became of the party, and why its group could not be made."""

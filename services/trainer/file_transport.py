@@ -2,11 +2,11 @@
 
 import asyncio
 import time
-from collections.abc import Collection
+from functools import partial
 
 from services.trainer.announce_version import Announcer, Offer, Proofs
-from services.trainer.gather_engines import Engines, Gathering
-from services.trainer.plan_waves import plan_waves
+from services.trainer.gather_engines import Engines
+from services.trainer.plan_waves import Wave
 from services.trainer.rendezvous import in_thread
 from services.trainer.round_outcome import Outcome
 from services.trainer.stage_weights import Staged
@@ -14,6 +14,7 @@ from services.trainer.step_ledger import StepLedger
 from services.trainer.tell import tell
 from services.trainer.version_names import VersionName, superfluous
 from services.trainer.version_writer import VersionWriter
+from services.trainer.walk_waves import WaveWalk
 from shared.errors import SluiceError
 from shared.logs import Log
 from shared.messages import WeightFiles
@@ -39,14 +40,12 @@ class FileTransport:
             keep: newest versions that stay in the store, with all that they build on.
             max_unavailable: engines that take a version at the same time; 0 for all.
         """
-        self.engines, self._max_unavailable = Engines(ledger.redis, ledger.run), max_unavailable
+        self.engines, self._waves = Engines(ledger.redis, ledger.run), WaveWalk(max_unavailable)
         self._announcer = Announcer(ledger, self.engines, enrol_s)
         self._ledger, self._writer, self._keep, self._log = ledger, writer, keep, log
         self._written: tuple[int, str, WeightFiles] | None = None
         """Version, checksum and files of the one that was written last."""
         self._refused, self._write_s = False, 0.0
-        self._failed: set[str] = set()
-        """By the last round; they may be paused, and come first in the next one."""
 
     async def prepare(self, staged: Staged, proofs: Proofs) -> None:
         """See Transport.
@@ -67,10 +66,9 @@ class FileTransport:
         offer, gathering = await self._announcer.announce(staged, proofs, until, ("", 0, "files"), files)
         outcome.done.update(gathering.holding)
         outcome.seconds["enrol"] = (enrolled := time.monotonic()) - written
-        await self._send(offer, gathering, outcome)
+        await self._waves.walk(gathering, outcome, partial(self._offer, offer, outcome))
         outcome.seconds["prove"] = time.monotonic() - enrolled
         await self._prune()
-        self._failed = set(outcome.failed)
         return outcome
 
     def drop_group(self) -> None:
@@ -104,20 +102,11 @@ class FileTransport:
             await asyncio.sleep(pause_s)
             pause_s *= 2
 
-    async def _send(self, offer: Offer, gathering: Gathering, outcome: Outcome) -> None:
-        """Have the engines that wait take the files, wave after wave, and sort them as they end."""
-        left = set(gathering.waiting)
-        for wave in plan_waves(gathering, self._max_unavailable, self._failed):
-            await self.engines.start(offer.staged.version, wave.gathering, offer.announcement)
-            await self._follow(offer, wave.gathering.waiting.keys(), outcome)
-            left -= wave.gathering.waiting.keys()
-            if outcome.failed:
-                break
-        outcome.waiting = tuple(sorted(left))
-
-    async def _follow(self, offer: Offer, names: Collection[str], outcome: Outcome) -> None:
-        """Wait for the engines' answers, and sort them into done and failed."""
-        parts = await self.engines.all_ended(offer.staged.version, offer.announcement, names, offer.until)
+    async def _offer(self, offer: Offer, outcome: Outcome, wave: Wave) -> None:
+        """Have the engines of a wave take the files, and sort them as they end."""
+        names, version = wave.gathering.waiting.keys(), offer.staged.version
+        await self.engines.start(version, wave.gathering, offer.announcement)
+        parts = await self.engines.all_ended(version, offer.announcement, names, offer.until)
         outcome.sort(names, parts, self.engines)
         self._refused = self._refused or any(part.files_refused for part in parts.values())
 

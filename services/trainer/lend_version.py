@@ -2,16 +2,18 @@
 
 import time
 from collections.abc import Mapping
+from functools import partial
 
 from services.trainer.announce_version import Announcer, Offer, Proofs
 from services.trainer.beside_training import BesideTraining
-from services.trainer.gather_engines import Engines, Gathering
+from services.trainer.gather_engines import Engines
 from services.trainer.lend_memory import LentMemory
-from services.trainer.plan_waves import plan_waves
+from services.trainer.plan_waves import Wave
 from services.trainer.rendezvous import in_thread
 from services.trainer.round_outcome import Outcome
 from services.trainer.stage_weights import Staged
 from services.trainer.step_ledger import StepLedger
+from services.trainer.walk_waves import WaveWalk
 from services.trainer.weight_buckets import WeightBuckets
 from shared.laps import Laps
 from shared.memory_handle import MemoryHandle, machine_id
@@ -22,11 +24,9 @@ class Lender:
 
     def __init__(self, ledger: StepLedger, enrol_s: float, max_unavailable: int) -> None:
         """`max_unavailable`: engines that are paused at the same time; 0 for all."""
-        self.engines, self._max_unavailable = Engines(ledger.redis, ledger.run), max_unavailable
+        self.engines, self._waves = Engines(ledger.redis, ledger.run), WaveWalk(max_unavailable)
         self._announcer = Announcer(ledger, self.engines, enrol_s)
         self._beside, self._lent = BesideTraining(), LentMemory()
-        self._failed: set[str] = set()
-        """By the last round; they may be paused, and come first in the next one."""
 
     async def prepare(self, staged: Staged, proofs: Proofs) -> None:
         """See Transport: the snapshot is all that is lent."""
@@ -37,21 +37,15 @@ class Lender:
         offer, gathering = await self._announcer.announce(staged, proofs, until, (machine_id(), 0, "ipc"))
         outcome.done.update(gathering.holding)
         outcome.seconds["enrol"] = time.monotonic() - started
-        left = set(gathering.waiting)
-        for wave in plan_waves(gathering, self._max_unavailable, self._failed):
-            await self._lend(offer, wave.gathering, outcome)
-            left -= wave.gathering.waiting.keys()
-            if outcome.failed:
-                break
-        outcome.waiting, self._failed = tuple(sorted(left)), set(outcome.failed)
+        await self._waves.walk(gathering, outcome, partial(self._lend, offer, outcome))
         return outcome
 
     def drop_group(self) -> None:
         """See Transport: nothing is held."""
 
-    async def _lend(self, offer: Offer, gathering: Gathering, outcome: Outcome) -> None:
+    async def _lend(self, offer: Offer, outcome: Outcome, wave: Wave) -> None:
         """Lend the version to one wave, until each of it has answered or the deadline has passed."""
-        staged, lap = offer.staged, Laps(outcome.seconds)
+        staged, lap, gathering = offer.staged, Laps(outcome.seconds), wave.gathering
         ranks = {name: part.ranks for name, part in gathering.waiting.items()}
         try:
             handles = await in_thread(lambda: self._handles(staged.buckets, ranks))
