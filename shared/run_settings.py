@@ -5,6 +5,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field, model_validator
 
+from shared.check_engine import engine_problems
 from shared.check_kind import unused_settings
 from shared.check_lora import lora_problems
 from shared.check_name import Name
@@ -253,6 +254,7 @@ class RunSettings(Settings):
         rollout = self.rollout
         yield from trainer_problems(self.trainer, self.kind, rollout.group_size, rollout.groups_per_step)
         yield from lora_problems(self)
+        yield from engine_problems(self.engine.server_args)
         yield from metrics_problems(self.metrics)
 
     def _row_problems(self) -> Iterator[str]:

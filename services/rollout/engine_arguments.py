@@ -15,28 +15,6 @@ from shared.loopback import is_loopback
 from shared.lora_settings import LoraSettings
 from shared.run_settings import EngineSettings, ModelSettings, WeightSettings
 
-RESERVED = {
-    "model_path": "write model.path",
-    "dtype": "write model.dtype",
-    "trust_remote_code": "write model.trust_remote_code",
-    "device": "write engine.device",
-    "host": "set engine.host of the deployment",
-    "port": "set engine.port of the deployment",
-    "weight_version": "the trainer numbers the versions",
-    "api_key": "router, trainer and gateway call the engine without a key; keep its port private",
-    "admin_api_key": "the sidecar calls the engine without a key; keep its port private",
-    "dp_size": "SGLang updates one data-parallel replica only; raise engine.count of the deployment",
-    "pp_size": "SGLang cannot update the weights of pipeline stages; use tp_size",
-    "enable_lora": 'write lora.rank, and lora.publish = "adapter"',
-    "max_lora_rank": "write lora.rank",
-    "lora_target_modules": "write lora.target_modules",
-    "lora_paths": "engines get the adapters of the run",
-    "max_loaded_loras": "the sidecar lets go of adapters that nobody uses",
-    "nnodes": "an engine runs on one node; run more engines",
-    "node_rank": "an engine runs on one node; run more engines",
-}
-"""ServerArgs fields that a run may not set, and what to do instead."""
-
 # What makes a small model fast on the CPU, in one place; engine.server_args of a run overrides each of them.
 CPU_ARGUMENTS: dict[str, Any] = {
     "attention_backend": "torch_native",
@@ -107,7 +85,7 @@ def plan_engine(
         weights: how versions come, if they may be quantised, or the engine has to give its GPU's memory away in turns.
 
     Raises:
-        RunRejected: no such model or device, or a server argument that SGLang does not have or that is reserved; or it
+        RunRejected: no such model or device, or a server argument that SGLang does not have; or it
             is to give memory away, and what it needs for that is not installed.
     """
     folder = Path(model.path).absolute()
@@ -207,8 +185,6 @@ def _check_saver() -> None:
 
 def _check_names(given: dict[str, Any]) -> None:
     for name in given:
-        if name in RESERVED:
-            raise RunRejected(f"engine.server_args.{name} cannot be set; {RESERVED[name]}")
         if name not in server_arguments():
             close = difflib.get_close_matches(name, server_arguments(), n=1, cutoff=0.5)
             hint = f"did you mean {close[0]}?" if close else "see `python -m sglang.launch_server --help`"

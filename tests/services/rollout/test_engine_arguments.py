@@ -54,17 +54,6 @@ def test_an_unknown_server_argument_is_refused_with_the_closest_name(model: Mode
         plan(model, mem_fraction_statc=0.5)
 
 
-@pytest.mark.parametrize(
-    ("name", "instead"),
-    [("model_path", "model.path"), ("port", "engine.port"), ("dp_size", "count"), ("max_lora_rank", r"lora\.rank")],
-)
-def test_reserved_server_arguments_are_refused_with_what_to_write(
-    model: ModelSettings, name: str, instead: str
-) -> None:
-    with pytest.raises(RunRejected, match=instead):
-        plan(model, **{name: 1})
-
-
 def test_a_folder_without_a_model_is_refused(tmp_path: Path) -> None:
     with pytest.raises(RunRejected, match=r"no config\.json"):
         plan(ModelSettings(path=str(tmp_path)))
