@@ -216,12 +216,14 @@ class Ledger:
         entry, names = Codec[Any](MemoryTurn).encode(turn), [self.keys.trainer_epoch, self.keys.stream(MEMORY)]
         self._check_ledger(await self._call(weights_lua.TAKE_TURN, names, [epoch, entry, MEMORY.keep_newest]))
 
-    async def note_version(self, epoch: int, version: int, record: VersionRecord) -> None:
-        """Keep what became of an announced version; FencedOut or LedgerBehind as for a step."""
-        args: list[Any] = [epoch, version, encode_record(record)]
-        self._check_ledger(
-            await self._call(weights_lua.NOTE_VERSION, [self.keys.trainer_epoch, self.keys.versions], args)
-        )
+    async def note_version(self, epoch: int, version: int, record: VersionRecord, is_served: bool) -> None:
+        """Keep what became of an announced version, and whether it is served; FencedOut or LedgerBehind as for a step.
+
+        One that is served raises the counter weight_version.
+        """
+        names = [self.keys.trainer_epoch, self.keys.versions, self.keys.counters]
+        args: list[Any] = [epoch, version, encode_record(record), int(is_served)]
+        self._check_ledger(await self._call(weights_lua.NOTE_VERSION, names, args))
 
     async def forget(self, epoch: int, group_ids: Sequence[int], step: int = 0) -> None:
         """Delete the attempts of groups that a durable checkpoint covers, and count their step as forgotten.

@@ -77,6 +77,11 @@ async def read_record(redis: Redis, keys: Keys, version: int) -> VersionRecord |
     return (await read_records(redis, keys, [version])).get(version)
 
 
+async def newest_record(redis: Redis, keys: Keys) -> int:
+    """The newest version that was ever announced; -1 if none was."""
+    return max(map(int, cast(list[bytes], await redis.hkeys(keys.versions))), default=-1)
+
+
 async def read_records(redis: Redis, keys: Keys, versions: Sequence[int]) -> dict[int, VersionRecord]:
     """What is kept of these versions, as far as they were announced."""
     if not versions:

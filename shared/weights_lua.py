@@ -30,10 +30,13 @@ return 1
 NOTE_VERSION = (
     EPOCH
     + """
--- KEYS trainer epoch, versions; ARGV epoch, version, its record
+-- KEYS trainer epoch, versions, counters; ARGV epoch, version, its record, '1' if it counts as served
 local epoch = check_epoch(KEYS[1], ARGV[1])
 if epoch ~= 0 then return epoch end
 redis.call('HSET', KEYS[2], ARGV[2], ARGV[3])
+if ARGV[4] == '1' and tonumber(redis.call('HGET', KEYS[3], 'weight_version') or '-1') < tonumber(ARGV[2]) then
+  redis.call('HSET', KEYS[3], 'weight_version', ARGV[2])
+end
 return 1
 """
 )

@@ -151,7 +151,6 @@ class WeightPublisher:
             seconds = {"hash": hashed_s, **made_room_s, **outcome.seconds, "total": time.monotonic() - started}
             report, takes = _report(staged, proofs, outcome, seconds), takes_of(outcome, time.time())
             await self._await_redis(lambda: self._ledger.note_takes(staged.version, takes, report.nbytes, seconds))
-        await self._await_redis(lambda: self._ledger.served(staged.version))
         self._log_report("weights_published", report)
         return report
 

@@ -17,7 +17,7 @@ from shared.rollback import Rollback, read_rollback
 from shared.scripts import Ledger
 from shared.streams import Message, Stream
 from shared.topology import STEPS, Keys
-from shared.version_ledger import Take, VersionRecord, read_record, with_announcement, with_takes
+from shared.version_ledger import Take, VersionRecord, newest_record, read_record, with_announcement, with_takes
 
 PAGE = 1000
 
@@ -50,6 +50,8 @@ class StepLedger:
         self._epoch = 0
         self._announced: tuple[int, VersionRecord] | None = None
         """The version that was announced last, and its record, which nobody else writes."""
+        self._recorded: int | None = None
+        """The newest version that has a record; None before the first one of this trainer."""
 
     async def take_over(self) -> None:
         """Become the one trainer that may write here; a version of a step that Redis has lost is taken back."""
@@ -114,7 +116,7 @@ class StepLedger:
         record = with_announcement(known, version, time.time())
         self._announced = None
         await self._ledger.announce(self._epoch, version, record)
-        self._announced = version.version, record
+        self._announced, self._recorded = (version.version, record), max(self._recorded or 0, version.version)
 
     async def take_turn(self, turn: MemoryTurn) -> None:
         """Tell the engines whose the shared device memory is."""
@@ -123,7 +125,10 @@ class StepLedger:
     async def note_takes(
         self, version: int, takes: Mapping[str, Take], nbytes: int = 0, seconds: Mapping[str, float] | None = None
     ) -> None:
-        """Keep what became of an announced version at these engines; `seconds` and `nbytes` of its publication."""
+        """Keep what became of an announced version at these engines.
+
+        With the `seconds` and `nbytes` of its publication, which is over then, it counts as served.
+        """
         record = await self._record(version)
         if record is None:
             await self.check(0)
@@ -132,16 +137,18 @@ class StepLedger:
         if seconds is not None:
             noted = replace(noted, nbytes=nbytes, seconds=dict(seconds))
         self._announced = None
-        await self._ledger.note_version(self._epoch, version, noted)
+        await self._ledger.note_version(self._epoch, version, noted, is_served=seconds is not None)
         self._announced = version, noted
 
     async def _record(self, version: int) -> VersionRecord | None:
         if self._announced is not None and self._announced[0] == version:
             return self._announced[1]
-        return await read_record(self.redis, self._keys, version)
+        if self._recorded is None:
+            self._recorded = await newest_record(self.redis, self._keys)
+        return await read_record(self.redis, self._keys, version) if version <= self._recorded else None
 
     async def served(self, version: int) -> None:
-        """Count a version as served, which lets the groups of a further step be released."""
+        """Count a version that no engine is told of as served, which lets the groups of a further step be released."""
         await self._ledger.advance("weight_version", version, self._epoch)
 
     async def forget(self, intent: StepIntent) -> None:

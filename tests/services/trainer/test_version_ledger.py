@@ -129,8 +129,7 @@ class Publishing:
 KILLS: dict[str, tuple[Any, str, bool]] = {
     "announced and not sent": (StepLedger, "announce", True),
     "sent and not noted": (StepLedger, "note_takes", False),
-    "noted and not counted": (StepLedger, "served", False),
-    "counted": (StepLedger, "served", True),
+    "noted": (StepLedger, "note_takes", True),
     "staged and not announced": (WeightPublisher, "publish", False),
 }
 
