@@ -2,6 +2,7 @@
 
 import asyncio
 import time
+from collections.abc import Collection
 from functools import partial
 
 from services.trainer.announce_version import Announcer, Offer, Proofs
@@ -13,6 +14,7 @@ from services.trainer.send_party import PartySender
 from services.trainer.stage_weights import Staged
 from services.trainer.step_ledger import StepLedger
 from services.trainer.walk_waves import WaveWalk
+from shared.enrolment import Word
 from shared.logs import Log
 from shared.redis_connection import UNREACHABLE
 from shared.tasks import end
@@ -27,6 +29,8 @@ class Broadcaster:
         self._announcer = Announcer(ledger, self.engines, enrol_s)
         self._groups = KeptGroups(host)
         self._sender = PartySender(ledger.run, self.engines, self._groups, log)
+        self._interrupted: tuple[Offer, Collection[str]] | None = None
+        """The round that Redis went away in, and the engines that it was for."""
 
     async def prepare(self, staged: Staged, proofs: Proofs) -> None:
         """See Transport: the snapshot is all that a broadcast needs."""
@@ -34,6 +38,7 @@ class Broadcaster:
     async def round(self, staged: Staged, proofs: Proofs, until: float) -> Outcome:
         """See Transport."""
         outcome, started = Outcome(), time.monotonic()
+        await self._tell_interrupted()
         meeting = self._groups.meeting()
         place = (meeting.host, meeting.port, staged.buckets.backend)
         offer, gathering = await self._announcer.announce(staged, proofs, until, place)
@@ -45,8 +50,17 @@ class Broadcaster:
             await self._waves.walk(gathering, outcome, give, self._groups.members)
         except (asyncio.CancelledError, *UNREACHABLE):
             self._groups.drop_all()
+            self._interrupted = offer, gathering.waiting.keys()
             raise
         return outcome
+
+    async def _tell_interrupted(self) -> None:
+        """Have engines go on that are paused since Redis went away, and would wait for a word until they lose hope."""
+        if self._interrupted is not None:
+            offer, names = self._interrupted
+            over = Word(offer.announcement, "over")
+            await self.engines.tell(self.engines.saying(offer.staged.version, names, over))
+            self._interrupted = None
 
     def drop_group(self) -> None:
         """See Transport."""

@@ -50,8 +50,8 @@ class Lender:
         try:
             handles = await in_thread(lambda: self._handles(staged.buckets, ranks))
             lap("lend")
-            await self.engines.start(staged.version, gathering, "", handles)
-            parts = await self.engines.all_ended(staged.version, offer.announcement, ranks, offer.until)
+            start = self.engines.starting(staged.version, gathering, "", handles)
+            parts = await self.engines.all_ended(staged.version, offer.announcement, ranks, offer.until, start)
         finally:
             self._lent.take_back()
         lap("prove")

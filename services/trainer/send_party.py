@@ -12,7 +12,7 @@ from services.trainer.kept_groups import KeptGroups, abort
 from services.trainer.plan_waves import Party
 from services.trainer.rendezvous import Communicator, in_thread
 from services.trainer.stage_weights import Staged
-from shared.enrolment import Part
+from shared.enrolment import Part, Word, Write
 from shared.laps import Laps
 from shared.logs import Log
 
@@ -50,9 +50,11 @@ class PartySender:
 
     async def _send(self, offer: Offer, party: Party, name: str, lap: Laps) -> dict[str, Part]:
         names, version = party.gathering.waiting.keys(), offer.staged.version
-        group = await self._join(offer, party, name)
+        start = self._engines.starting(version, party.gathering, party.group or name)
+        group = await self._join(offer, party, name, start)
         lap("connect")
-        cleared = await clear_engines(self._engines, version, offer.announcement, names, offer.until)
+        first = start if party.group else None
+        cleared = await clear_engines(self._engines, version, offer.announcement, names, offer.until, first)
         lap("ready")
         sending = in_thread(lambda: _broadcast(group, offer.staged)) if cleared else None
         parts = await self._follow(sending, group, offer, names)
@@ -61,28 +63,28 @@ class PartySender:
         lap("prove")
         return parts
 
-    async def _join(self, offer: Offer, party: Party, name: str) -> Communicator:
-        version, gathering = offer.staged.version, party.gathering
+    async def _join(self, offer: Offer, party: Party, name: str, start: Write) -> Communicator:
+        """The group with the party; where it is new the engines are told to begin, for they join it too."""
         if offer.left_s <= 0:  # engines that begin too late are ended, as those that hang
             raise RuntimeError("the deadline passed before it was their turn")
         if party.group:
-            await self._engines.start(version, gathering, party.group)
             return self._groups[party.group]
-        await self._engines.start(version, gathering, name)
+        await self._engines.tell(start)
         wait_s = min(CONNECT_S, max(offer.left_s, 0.1))
-        return await self._groups.connect(name, gathering.members, offer.staged.buckets.backend, wait_s)
+        return await self._groups.connect(name, party.gathering.members, offer.staged.buckets.backend, wait_s)
 
     async def _follow(
         self, sending: "asyncio.Future[float] | None", group: Communicator, offer: Offer, names: Collection[str]
     ) -> dict[str, Part]:
         """Wait for the engines' answers; break the group up when one of them cannot go on, so that none is stuck.
 
-        `sending`: None if nothing is sent, and the engines were told so.
+        `sending`: None if nothing is sent, and the engines were told so; else they are told first that it is.
         """
-        broken = sending is None
+        broken, version = sending is None, offer.staged.version
+        first = None if broken else self._engines.saying(version, names, Word(offer.announcement, "send"))
         until = time.monotonic() + min(offer.left_s, GRACE_S if broken else offer.left_s)
         while True:
-            parts = await self._engines.ended(offer.staged.version, offer.announcement, names, LOOK_S)
+            parts, first = await self._engines.ended(version, offer.announcement, names, LOOK_S, first), None
             if len(parts) == len(names) or time.monotonic() > until:
                 break
             if not broken and _is_broken(parts, sending):

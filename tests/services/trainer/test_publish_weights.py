@@ -330,17 +330,17 @@ async def test_a_restarted_engine_is_another_member_and_gets_the_newest_version(
     assert checksum(again.received[1], "cpu") == report.checksum
 
 
-@pytest.mark.parametrize("moment", ["gather", "start", "ended"])
+@pytest.mark.parametrize("moment", ["gather", "tell", "look", "ended"])
 async def test_a_redis_that_goes_away_in_the_middle_costs_a_round_and_no_engine(
     redis: Redis, publisher: WeightPublisher, monkeypatch: pytest.MonkeyPatch, moment: str
 ) -> None:
     monkeypatch.setattr("services.trainer.publish_weights.SETTLE_S", 0.0)
     original, calls = getattr(Engines, moment), count()
 
-    async def away_once(*args: Any) -> Any:
+    async def away_once(*args: Any, **more: Any) -> Any:
         if next(calls) == 0:
             raise ConnectionError("Connection refused")
-        return await original(*args)
+        return await original(*args, **more)
 
     monkeypatch.setattr(Engines, moment, away_once)
     one, two = ReceivingEngine(redis, RUN, "one"), ReceivingEngine(redis, RUN, "two")
