@@ -67,7 +67,7 @@ class Cost:
     steps: int
     """With publishing, and as many without."""
     versions: int
-    """That the receiver has proven; the others were replaced by newer ones before their turn."""
+    """That the receiver has proven, of one for each step and each block; others were replaced before their turn."""
 
 
 class CountingPublisher(WeightPublisher):

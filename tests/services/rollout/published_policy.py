@@ -15,8 +15,8 @@ from shared.tasks import end
 from tests.services.rollout.real_engine import RealEngine
 
 START_S = 180
-TOKENS = 900
-"""Long enough to be under way while an update arrives: about one second."""
+TOKENS = 400
+"""Of a request that comes while updates do: about half a second."""
 
 
 DEADLINES = Deadlines(enrol_s=10, update_s=30, first_engine_s=START_S)
@@ -72,7 +72,7 @@ async def policy_from(
 
 async def publish_under_load(policy: Policy, real: RealEngine, version: int) -> None:
     """A version while requests come and go: all run through, and every token has its own version's probability."""
-    prompt, started, published = [version, 10, 20], [asyncio.Event() for _ in range(3)], asyncio.Event()
+    prompt, started, published = [version, 10, 20], [asyncio.Event() for _ in range(2)], asyncio.Event()
 
     async def keep_asking(event: asyncio.Event) -> list[dict[str, Any]]:
         answers = list[dict[str, Any]]()

@@ -29,10 +29,12 @@ from shared.runs import Runs, present
 from shared.streams import Stream
 from shared.topology import EVENTS, Keys
 from tests.conftest import until
-from tests.services.rollout.published_policy import DEADLINES, START_S, TOKENS, policy_from, publish_under_load
+from tests.services.rollout.published_policy import DEADLINES, START_S, policy_from, publish_under_load
 from tests.services.rollout.real_engine import RealEngine, descendants, named
 from tests.services.trainer.recorded_groups import serving
 
+LONG = 1800
+"""Tokens of a request that is under way for seconds."""
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(400)]
 
 
@@ -134,7 +136,7 @@ async def test_a_trainer_that_dies_as_it_sends_leaves_an_engine_that_goes_on_wit
     real: RealEngine, client: Redis
 ) -> None:
     started = asyncio.Event()
-    request = asyncio.create_task(real.generate_streaming([9, 10, 20], 2 * TOKENS, started))
+    request = asyncio.create_task(real.generate_streaming([9, 10, 20], LONG, started))
     real.start_trainer(9, signal.SIGKILL)
     async with asyncio.timeout(20):
         await started.wait()
