@@ -31,7 +31,9 @@ _ROWS = _rows()
 
 def free_port() -> int:
     """The first of ROW ports on which nobody listens; no other call of this process gives them."""
-    return next(first for first in _ROWS if _is_free(first))
+    row = next(filter(_is_free, itertools.islice(_ROWS, (LAST - FIRST) // ROW)), None)
+    assert row is not None, f"no {ROW} ports in a row are free from {FIRST} to {LAST}; stop what listens there"
+    return row
 
 
 def free_ports() -> dict[str, dict[str, Any]]:

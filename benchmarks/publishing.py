@@ -29,7 +29,7 @@ from services.trainer.load_model import load_policy
 from services.trainer.packing import MicroBatch, pack, with_columns
 from services.trainer.publish_versions import MakeRoom, PublishedVersions
 from services.trainer.publish_weights import Deadlines, PublishReport, WeightPublisher
-from services.trainer.settled_heap import settle_heap
+from services.trainer.settled_heap import clear_heap, settle_heap
 from services.trainer.stage_weights import Staged
 from services.trainer.step_ledger import StepLedger
 from shared.await_redis import AwaitRedis
@@ -156,6 +156,7 @@ async def _measure(
             for is_publishing in (pair % 2 == 0, pair % 2 == 1):
                 (published if is_publishing else without).append(await training.block(block, is_publishing))
     finally:
+        clear_heap()
         await publisher.close()
         receiver.close()
         compute.close()

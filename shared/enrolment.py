@@ -1,7 +1,8 @@
 """What each engine and the trainer tell each other about one weight version: enrolled -> go -> done or failed."""
 
+import asyncio
 import time
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, cast
 
@@ -94,44 +95,18 @@ class Word:
     """wait: counts up once a second; one that stands still is the last sign of a trainer that is gone."""
 
 
-Write = Callable[[Any], None]
-"""Queues commands on a pipeline of Redis."""
 _PART: TypeAdapter[Part] = TypeAdapter(Part)
 _WORD: TypeAdapter[Word] = TypeAdapter(Word)
 
 
-def parts_written(keys: Keys, version: int, parts: dict[str, Part]) -> Write:
-    """The parts of several engines, all at once: what the trainer tells them."""
+async def write_parts(redis: Redis, keys: Keys, version: int, parts: dict[str, Part]) -> None:
+    """Write the parts of several engines, all at once: what the trainer tells them."""
     key = keys.enrolled(version)
     dated = {engine: replace(part, since=part.since or time.time()) for engine, part in parts.items()}
     mapping: dict[Any, Any] = {engine: _PART.dump_json(part) for engine, part in dated.items()}
-
-    def write(pipe: Any) -> None:
-        pipe.hset(key, mapping=mapping)
-        pipe.expire(key, KEPT_S)
-
-    return write
-
-
-def word_written(keys: Keys, version: int, engines: Collection[str], word: Word) -> Write:
-    """The same word to several engines, all at once."""
-    key = keys.words(version)
-    mapping: dict[Any, Any] = dict.fromkeys(engines, _WORD.dump_json(word))
-
-    def write(pipe: Any) -> None:
-        pipe.hset(key, mapping=mapping)
-        pipe.expire(key, KEPT_S)
-        for told in (keys.told(version, engine) for engine in engines):
-            pipe.rpush(told, word.word)
-            pipe.expire(told, WAKES_S)
-
-    return write
-
-
-async def write_now(redis: Redis, write: Write) -> None:
-    """Write, in one transaction."""
     async with redis.pipeline(transaction=True) as pipe:
-        write(pipe)
+        pipe.hset(key, mapping=mapping)
+        pipe.expire(key, KEPT_S)
         await pipe.execute()
 
 
@@ -160,34 +135,37 @@ async def read_parts(redis: Redis, keys: Keys, version: int) -> dict[str, Part]:
 
 
 async def await_parts(
-    redis: Redis,
-    keys: Keys,
-    version: int,
-    engines: Collection[str],
-    deadline_s: float,
-    everybodys: bool = False,
-    first: Write | None = None,
+    redis: Redis, keys: Keys, version: int, engines: Collection[str], deadline_s: float, everybodys: bool = False
 ) -> dict[str, Part]:
     """Wait until one of the engines has answered since the last time; then as `read_parts`, of them or of everybody.
 
-    All in one call of Redis, for the thread that trains stands still while another one makes calls.
-
-    Args:
-        engines: one or more.
-        deadline_s: seconds after which nobody is waited for any more.
-        first: what is written before the wait.
+    `deadline_s`: seconds after which nobody is waited for any more.
     """
+    if not engines:
+        await asyncio.sleep(max(deadline_s, SHORTEST_S))
+        return await read_parts(redis, keys, version) if everybodys else {}
     names = sorted(engines)
-    async with redis.pipeline(transaction=False) as pipe:
-        if first is not None:
-            first(pipe)
+    async with redis.pipeline(transaction=False) as pipe:  # one way to Redis for both: the trainer trains meanwhile
         pipe.blpop([keys.answers(version, name) for name in names], timeout=max(deadline_s, SHORTEST_S))
         if everybodys:
             pipe.hgetall(keys.enrolled(version))
         else:
             pipe.hmget(keys.enrolled(version), names)
-        raw = (await pipe.execute())[-1]
+        raw = (await pipe.execute())[1]
     return _parts(raw if everybodys else dict(zip((name.encode() for name in names), raw, strict=True)))
+
+
+async def say(redis: Redis, keys: Keys, version: int, engines: Collection[str], word: Word) -> None:
+    """Tell several engines the same, all at once."""
+    key = keys.words(version)
+    mapping: dict[Any, Any] = dict.fromkeys(engines, _WORD.dump_json(word))
+    async with redis.pipeline(transaction=True) as pipe:
+        pipe.hset(key, mapping=mapping)
+        pipe.expire(key, KEPT_S)
+        for told in (keys.told(version, engine) for engine in engines):
+            pipe.rpush(told, word.word)
+            pipe.expire(told, WAKES_S)
+        await pipe.execute()
 
 
 async def await_word(redis: Redis, keys: Keys, version: int, engine: str, deadline_s: float) -> None:

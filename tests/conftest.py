@@ -27,8 +27,8 @@ def pytest_configure() -> None:
 def pytest_runtest_makereport(item: pytest.Function) -> Generator[None, pytest.TestReport, pytest.TestReport]:
     """A test that failed shows what the processes under its fixtures' `home` wrote last: there is nobody to look."""
     report = yield
-    homes = {getattr(value, "home", None) for value in getattr(item, "funcargs", {}).values()} if report.failed else ()
-    for home in (home for home in homes if isinstance(home, Path)):
+    homes = [getattr(value, "home", None) for value in getattr(item, "funcargs", {}).values()] if report.failed else []
+    for home in {home for home in homes if isinstance(home, Path)}:
         for file in sorted(home.rglob("*.log")):
             lines = file.read_text("utf-8", "replace").splitlines()[-LOG_LINES:]
             report.sections.append((f"end of {file.name}", "\n".join(line[:LOG_WIDTH] for line in lines)))

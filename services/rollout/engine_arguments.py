@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from services.rollout.fp8_engine import fp8_arguments
+from shared.check_engine import engine_problems
 from shared.errors import RunRejected
 from shared.loopback import is_loopback
 from shared.lora_settings import LoraSettings
@@ -184,6 +185,8 @@ def _check_saver() -> None:
 
 
 def _check_names(given: dict[str, Any]) -> None:
+    for problem in engine_problems(given):  # of a run that was stored before its settings were refused for it
+        raise RunRejected(problem)
     for name in given:
         if name not in server_arguments():
             close = difflib.get_close_matches(name, server_arguments(), n=1, cutoff=0.5)

@@ -17,8 +17,8 @@ from services.rollout.serve_adapters import serve_adapters
 from services.rollout.show_adapters import show_adapters
 
 PR_SET_PDEATHSIG = 1
-ADOPTER = 1
-"""The process that orphans belong to."""
+ADOPTER, NOBODY = 1, 0
+"""The process that orphans belong to, where no other one takes them; and no process."""
 
 
 def die_with_parent(parent: int) -> None:
@@ -42,8 +42,9 @@ def serve(arguments: dict[str, Any]) -> None:
 
 
 if __name__ == "__mp_main__":  # a scheduler, or another process that the server starts
-    # SGLang says so too, after many seconds of imports: a server killed before would leave them behind for ever
-    die_with_parent(os.getppid() if os.getppid() != ADOPTER else 0)
+    # SGLang says so too, after many seconds of imports: a server killed before would leave them behind for ever. The
+    # parent of one that is adopted already has no number that matches.
+    die_with_parent(os.getppid() if os.getppid() != ADOPTER else NOBODY)
     name_streamed_versions()
     show_adapters()
 

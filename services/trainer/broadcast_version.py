@@ -38,7 +38,6 @@ class Broadcaster:
     async def round(self, staged: Staged, proofs: Proofs, until: float) -> Outcome:
         """See Transport."""
         outcome, started = Outcome(), time.monotonic()
-        await self._tell_interrupted()
         meeting = self._groups.meeting()
         place = (meeting.host, meeting.port, staged.buckets.backend)
         offer, gathering = await self._announcer.announce(staged, proofs, until, place)
@@ -54,12 +53,11 @@ class Broadcaster:
             raise
         return outcome
 
-    async def _tell_interrupted(self) -> None:
-        """Have engines go on that are paused since Redis went away, and would wait for a word until they lose hope."""
+    async def set_free(self) -> None:
+        """See Transport: who is paused since Redis went away would wait for a word until it loses hope."""
         if self._interrupted is not None:
             offer, names = self._interrupted
-            over = Word(offer.announcement, "over")
-            await self.engines.tell(self.engines.saying(offer.staged.version, names, over))
+            await self.engines.say(offer.staged.version, names, Word(offer.announcement, "over"))
             self._interrupted = None
 
     def drop_group(self) -> None:

@@ -71,6 +71,9 @@ class FileTransport:
         await self._prune()
         return outcome
 
+    async def set_free(self) -> None:
+        """See Transport: no engine waits for others here."""
+
     def drop_group(self) -> None:
         """See Transport: nothing is held."""
 
@@ -105,8 +108,8 @@ class FileTransport:
     async def _offer(self, offer: Offer, outcome: Outcome, wave: Wave) -> None:
         """Have the engines of a wave take the files, and sort them as they end."""
         names, version = wave.gathering.waiting.keys(), offer.staged.version
-        start = self.engines.starting(version, wave.gathering, offer.announcement)
-        parts = await self.engines.all_ended(version, offer.announcement, names, offer.until, start)
+        await self.engines.start(version, wave.gathering, offer.announcement)
+        parts = await self.engines.all_ended(version, offer.announcement, names, offer.until)
         outcome.sort(names, parts, self.engines)
         self._refused = self._refused or any(part.files_refused for part in parts.values())
 

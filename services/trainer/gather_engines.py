@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from redis.asyncio import Redis
 
 from services.trainer.rendezvous import Member
-from shared.enrolment import AT_WORK, Part, Word, Write, await_parts, parts_written, read_parts, word_written, write_now
+from shared.enrolment import AT_WORK, Part, Word, await_parts, read_parts, say, write_parts
 from shared.memory_handle import MemoryHandle
 from shared.runs import present
 from shared.topology import Keys
@@ -76,14 +76,14 @@ class Engines:
                 waiting = {name: part for name, part in answers.items() if part.state == "enrolled"}
                 return Gathering({n: part for n, part in waiting.items() if n not in self.given_up}, holding)
 
-    def starting(
+    async def start(
         self,
         version: int,
         gathering: Gathering,
         group: str,
         lent: Mapping[str, list[list[MemoryHandle]]] | None = None,
-    ) -> Write:
-        """That every waiting engine is to begin, and with which ranks in a group, or where the version lies."""
+    ) -> None:
+        """Tell every waiting engine to begin, and with which ranks in a group, or where the version lies."""
         world_size = 1 + sum(part.ranks for part in gathering.waiting.values())
         parts: dict[str, Part] = {}
         first_rank = 1
@@ -92,15 +92,7 @@ class Engines:
             go = replace(place, state="go", since=0)
             parts[name] = replace(go, lent=lent[name]) if lent else go
             first_rank += part.ranks
-        return parts_written(self._keys, version, parts)
-
-    def saying(self, version: int, names: Collection[str], word: Word) -> Write:
-        """To engines that are ready, or get ready, what becomes of the version."""
-        return word_written(self._keys, version, names, word)
-
-    async def tell(self, write: Write) -> None:
-        """Say it now, without a wait for answers."""
-        await write_now(self._redis, write)
+        await write_parts(self._redis, self._keys, version, parts)
 
     async def at_work(self, versions: Collection[int]) -> set[int]:
         """Those versions that an engine which is up was told to take, and has neither taken nor given up."""
@@ -108,19 +100,18 @@ class Engines:
         parts = {version: await read_parts(self._redis, self._keys, version) for version in versions}
         return {v for v, found in parts.items() if any(found[name].state in AT_WORK for name in found.keys() & up)}
 
+    async def say(self, version: int, names: Collection[str], word: Word) -> None:
+        """Tell engines that are ready, or get ready, what becomes of the version."""
+        await say(self._redis, self._keys, version, names, word)
+
     async def look(
-        self,
-        version: int,
-        announcement: str,
-        names: Collection[str],
-        wait_s: float = LOOK_S,
-        first: Write | None = None,
+        self, version: int, announcement: str, names: Collection[str], wait_s: float = LOOK_S
     ) -> dict[str, Part]:
         """The parts of `names` once one of them has answered since the last time, or `wait_s` seconds later.
 
-        `first` is said before. A part is `failed` where an engine restarted meanwhile, or is gone.
+        `failed` where an engine restarted meanwhile, or is gone.
         """
-        parts = await await_parts(self._redis, self._keys, version, names, wait_s, first=first)
+        parts = await await_parts(self._redis, self._keys, version, names, wait_s)
         up = await self._up_lately()
         if any(name in parts and parts[name].state in AT_WORK for name in set(names) - up):
             up = await self._up_lately(0)  # it may have come up since
@@ -134,26 +125,18 @@ class Engines:
         return found
 
     async def ended(
-        self,
-        version: int,
-        announcement: str,
-        names: Collection[str],
-        wait_s: float = LOOK_S,
-        first: Write | None = None,
+        self, version: int, announcement: str, names: Collection[str], wait_s: float = LOOK_S
     ) -> dict[str, Part]:
         """As `look`, those whose part is over: done, failed, restarted meanwhile, or gone."""
-        parts = await self.look(version, announcement, names, wait_s, first)
+        parts = await self.look(version, announcement, names, wait_s)
         return {name: part for name, part in parts.items() if part.state not in AT_WORK}
 
-    async def all_ended(
-        self, version: int, announcement: str, names: Collection[str], until: float, first: Write
-    ) -> dict[str, Part]:
-        """Say `first`; then the parts of `names` once all are over, at `until` (epoch seconds) of those that are."""
-        parts = await self.ended(version, announcement, names, first=first)
+    async def all_ended(self, version: int, announcement: str, names: Collection[str], until: float) -> dict[str, Part]:
+        """The parts of `names` once all are over; at `until` (epoch seconds) of those that are."""
         while True:
+            parts = await self.ended(version, announcement, names)
             if len(parts) == len(names) or time.time() >= until:
                 return parts
-            parts = await self.ended(version, announcement, names)
 
     async def _up_lately(self, age_s: float = LOOK_S) -> set[str]:
         """As of a moment ago: a look at every answer would be a look too many."""

@@ -40,6 +40,9 @@ class Lender:
         await self._waves.walk(gathering, outcome, partial(self._lend, offer, outcome))
         return outcome
 
+    async def set_free(self) -> None:
+        """See Transport: no engine waits for others here."""
+
     def drop_group(self) -> None:
         """See Transport: nothing is held."""
 
@@ -50,8 +53,8 @@ class Lender:
         try:
             handles = await in_thread(lambda: self._handles(staged.buckets, ranks))
             lap("lend")
-            start = self.engines.starting(staged.version, gathering, "", handles)
-            parts = await self.engines.all_ended(staged.version, offer.announcement, ranks, offer.until, start)
+            await self.engines.start(staged.version, gathering, "", handles)
+            parts = await self.engines.all_ended(staged.version, offer.announcement, ranks, offer.until)
         finally:
             self._lent.take_back()
         lap("prove")

@@ -87,6 +87,10 @@ class Transport(Protocol):
         """
         ...
 
+    async def set_free(self) -> None:
+        """Tell engines that take part in a round which an outage of Redis has ended that the version does not come."""
+        ...
+
     def drop_group(self) -> None:
         """Let go of what is held between rounds."""
         ...
@@ -182,6 +186,7 @@ class WeightPublisher:
         if self._newest is None or self._stands_back or self._lock.locked():
             return False
         staged, proofs = self._newest
+        await self._transport.set_free()
         if not await self._transport.engines.lacking(staged.version, proofs.checksum):
             return False
         async with self._lock:
@@ -203,11 +208,12 @@ class WeightPublisher:
                 return await self._send(staged, proofs, TRIES)
             except UNREACHABLE as error:
                 self._log.warning("publication_interrupted", run=self._run, version=staged.version, error=str(error))
-                await self._await_redis(self._redis.ping)
+                await self._await_redis(self._transport.set_free)
                 await asyncio.sleep(SETTLE_S)
 
     async def _send(self, staged: Staged, proofs: Proofs, tries: int) -> Outcome:
         """Round after round until every engine has the version, was tried `tries` times, or the deadline passed."""
+        await self._transport.set_free()
         await self._transport.prepare(staged, proofs)
         until = time.time() + self._deadlines.enrol_s + self._deadlines.update_s
         setbacks, failures, engines = list[tuple[str, str]](), Counter[str](), self._transport.engines

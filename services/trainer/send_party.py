@@ -12,7 +12,7 @@ from services.trainer.kept_groups import KeptGroups, abort
 from services.trainer.plan_waves import Party
 from services.trainer.rendezvous import Communicator, in_thread
 from services.trainer.stage_weights import Staged
-from shared.enrolment import Part, Word, Write
+from shared.enrolment import Part
 from shared.laps import Laps
 from shared.logs import Log
 
@@ -50,41 +50,41 @@ class PartySender:
 
     async def _send(self, offer: Offer, party: Party, name: str, lap: Laps) -> dict[str, Part]:
         names, version = party.gathering.waiting.keys(), offer.staged.version
-        start = self._engines.starting(version, party.gathering, party.group or name)
-        group = await self._join(offer, party, name, start)
+        group = await self._join(offer, party, name)
         lap("connect")
-        first = start if party.group else None
-        cleared = await clear_engines(self._engines, version, offer.announcement, names, offer.until, first)
+        cleared = await clear_engines(self._engines, version, offer.announcement, names, offer.until)
         lap("ready")
         sending = in_thread(lambda: _broadcast(group, offer.staged)) if cleared else None
+        if sending is not None:
+            sending.add_done_callback(asyncio.Future.exception)  # it may end after it was given up
         parts = await self._follow(sending, group, offer, names)
         if sending is not None and sending.done() and not sending.exception():
             lap.move("broadcast", sending.result())
         lap("prove")
         return parts
 
-    async def _join(self, offer: Offer, party: Party, name: str, start: Write) -> Communicator:
-        """The group with the party; where it is new the engines are told to begin, for they join it too."""
+    async def _join(self, offer: Offer, party: Party, name: str) -> Communicator:
+        version, gathering = offer.staged.version, party.gathering
         if offer.left_s <= 0:  # engines that begin too late are ended, as those that hang
             raise RuntimeError("the deadline passed before it was their turn")
         if party.group:
+            await self._engines.start(version, gathering, party.group)
             return self._groups[party.group]
-        await self._engines.tell(start)
+        await self._engines.start(version, gathering, name)
         wait_s = min(CONNECT_S, max(offer.left_s, 0.1))
-        return await self._groups.connect(name, party.gathering.members, offer.staged.buckets.backend, wait_s)
+        return await self._groups.connect(name, gathering.members, offer.staged.buckets.backend, wait_s)
 
     async def _follow(
         self, sending: "asyncio.Future[float] | None", group: Communicator, offer: Offer, names: Collection[str]
     ) -> dict[str, Part]:
         """Wait for the engines' answers; break the group up when one of them cannot go on, so that none is stuck.
 
-        `sending`: None if nothing is sent, and the engines were told so; else they are told first that it is.
+        `sending`: None if nothing is sent, and the engines were told so.
         """
-        broken, version = sending is None, offer.staged.version
-        first = None if broken else self._engines.saying(version, names, Word(offer.announcement, "send"))
+        broken = sending is None
         until = time.monotonic() + min(offer.left_s, GRACE_S if broken else offer.left_s)
         while True:
-            parts, first = await self._engines.ended(version, offer.announcement, names, LOOK_S, first), None
+            parts = await self._engines.ended(offer.staged.version, offer.announcement, names, LOOK_S)
             if len(parts) == len(names) or time.monotonic() > until:
                 break
             if not broken and _is_broken(parts, sending):
@@ -101,7 +101,6 @@ class PartySender:
         if not sending.done():
             abort(group)
             await asyncio.wait([sending], timeout=GRACE_S)
-        sending.add_done_callback(asyncio.Future.exception)  # it may end after it was given up
         if sending.done() and (error := sending.exception()):
             self._log.warning("broadcast_broken", run=self._run, version=offer.staged.version, error=str(error))
 

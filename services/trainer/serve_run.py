@@ -67,8 +67,8 @@ async def train_run(serving: Serving, open_publisher: OpenPublisher, team: Team 
     try:
         while left is not None:
             left = await _train_until_left(serving, compute, open_publisher, team, left)
-            clear_heap()
     finally:
+        clear_heap()
         compute.close()
 
 
@@ -83,6 +83,7 @@ async def _train_until_left(
     Returns:
         Why it has to take the run up anew; None at the end of the run.
     """
+    clear_heap()  # of a model before this one, also where an exception has held on to it until now
     prepared = await prepare_run(serving, compute, open_publisher, team)
     settle_heap()
     serving.ready()

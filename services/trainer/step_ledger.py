@@ -114,9 +114,10 @@ class StepLedger:
         """Offer a version to the engines, and begin its record."""
         known = await self._record(version.version)
         record = with_announcement(known, version, time.time())
-        self._announced = None
+        # also if the answer is lost: it may be written then
+        self._announced, self._recorded = None, max(self._recorded or 0, version.version)
         await self._ledger.announce(self._epoch, version, record)
-        self._announced, self._recorded = (version.version, record), max(self._recorded or 0, version.version)
+        self._announced = version.version, record
 
     async def take_turn(self, turn: MemoryTurn) -> None:
         """Tell the engines whose the shared device memory is."""

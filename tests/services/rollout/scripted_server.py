@@ -14,7 +14,7 @@ from redis.asyncio import Redis
 from services.rollout.engine_calls import EngineCalls
 from services.rollout.engine_update import EngineUpdate
 from services.rollout.pull_weights import EngineIdentity, WeightPuller
-from shared.enrolment import Part, Word, parts_written, read_part, word_written, write_now
+from shared.enrolment import Part, Word, read_part, say, write_parts
 from shared.logs import Log
 from shared.messages import Rendezvous, TensorSpec, WeightVersion
 from shared.streams import Stream
@@ -97,7 +97,7 @@ class Sidecar:
 
     async def go(self, version: int, announcement: str, group: str = "", incarnation: str = "life-1") -> None:
         """Tell the engine to begin, and to take the weights when it is ready."""
-        await write_now(self.redis, word_written(KEYS, version, [NAME], Word(announcement, "send")))
+        await say(self.redis, KEYS, version, [NAME], Word(announcement, "send"))
         await self.begin(version, announcement, group, incarnation)
 
     async def begin(self, version: int, announcement: str, group: str = "", incarnation: str = "life-1") -> None:
@@ -107,7 +107,7 @@ class Sidecar:
 
         await until(enrolled, 5)
         go = Part("go", announcement, incarnation, 1, group or announcement, 1, 2)
-        await write_now(self.redis, parts_written(KEYS, version, {NAME: go}))
+        await write_parts(self.redis, KEYS, version, {NAME: go})
 
     async def reaches(self, version: int, state: str) -> Part:
         async def reached() -> bool:

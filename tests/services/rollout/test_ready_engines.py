@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 from redis.asyncio import Redis
 
-from shared.enrolment import Word, word_written, write_now
+from shared.enrolment import Word, say
 from shared.runs import announce, present
 from tests.conftest import until
 from tests.services.rollout.scripted_server import KEYS, NAME, RUN, UPDATE, Server, Start, answered, following, true
@@ -22,9 +22,9 @@ async def test_an_engine_that_is_ready_waits_paused_until_the_trainer_says_that_
         await sidecar.announce(1, "g1")
         await sidecar.begin(1, "g1")
         await sidecar.reaches(1, "ready")
-        await write_now(sidecar.redis, word_written(KEYS, 1, [NAME], Word("g1", "wait")))
+        await say(sidecar.redis, KEYS, 1, [NAME], Word("g1", "wait"))
         assert sidecar.server.calls == UPDATE[:3]
-        await write_now(sidecar.redis, word_written(KEYS, 1, [NAME], Word("g1", "send")))
+        await say(sidecar.redis, KEYS, 1, [NAME], Word("g1", "send"))
         await sidecar.reaches(1, "done")
     assert sidecar.server.calls == UPDATE
 
@@ -42,7 +42,7 @@ async def test_an_engine_whose_weights_will_not_come_goes_on_with_those_that_it_
         await sidecar.announce(2, "g2")
         await sidecar.begin(2, "g2")
         if word:
-            await write_now(sidecar.redis, word_written(KEYS, 2, [NAME], Word("g2", word)))
+            await say(sidecar.redis, KEYS, 2, [NAME], Word("g2", word))
         failed = await sidecar.reaches(2, "failed")
         assert sidecar.server.calls[-2:] == ["/end_weight_update", "/continue_generation"]
         assert ("silent" in failed.reason) == (word is None)

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import gc
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -114,3 +115,4 @@ async def test_an_evaluation_of_which_every_row_was_dropped_is_no_result(redis: 
     await tally(redis, attempts=0, dropped=2, reward=0)
     with pytest.raises(RunRejected, match=r"none of the 2 rows of eval\.datasets was answered, all were dropped"):
         await asyncio.wait_for(evaluation(redis, tmp_path).train(), 20)
+    assert gc.get_freeze_count() == 0, "the model of a run that failed can be collected"

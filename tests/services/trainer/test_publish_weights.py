@@ -330,7 +330,7 @@ async def test_a_restarted_engine_is_another_member_and_gets_the_newest_version(
     assert checksum(again.received[1], "cpu") == report.checksum
 
 
-@pytest.mark.parametrize("moment", ["gather", "tell", "look", "ended"])
+@pytest.mark.parametrize("moment", ["gather", "start", "look", "say", "ended"])
 async def test_a_redis_that_goes_away_in_the_middle_costs_a_round_and_no_engine(
     redis: Redis, publisher: WeightPublisher, monkeypatch: pytest.MonkeyPatch, moment: str
 ) -> None:

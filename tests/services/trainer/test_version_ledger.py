@@ -11,6 +11,7 @@ from services.trainer.publish_weights import Deadlines, WeightPublisher
 from services.trainer.serve_run import train_run
 from services.trainer.step_ledger import StepLedger
 from shared.runs import Runs
+from shared.scripts import Ledger
 from shared.service import Serving
 from shared.tasks import end
 from shared.topology import Keys
@@ -20,6 +21,7 @@ from tests.services.trainer.bench import KEYS, Bench, Killed, kill_at
 from tests.services.trainer.receiving_engine import ReceivingEngine
 from tests.services.trainer.recorded_groups import feed, publish_each, serving, start_run
 from tests.services.trainer.test_publish_weights import living, publish_to, weights
+from tests.services.trainer.test_step_ledger import VERSION
 
 RUN = "r1"
 
@@ -99,6 +101,26 @@ async def test_other_weights_that_are_published_under_a_number_are_told_apart(re
     await publisher.close()
     kept = await record(redis, 3)
     assert (kept.checksum, kept.replaced, kept.announcements) == (second.checksum, [first.checksum], 1)
+
+
+async def test_an_announcement_whose_answer_was_lost_is_counted_when_it_is_repeated(
+    redis: Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ledger, original = StepLedger(redis, RUN), Ledger.announce
+    await ledger.take_over()
+
+    async def answer_is_lost(*given: Any) -> None:
+        await original(*given)
+        raise ConnectionError("Connection reset by peer")
+
+    monkeypatch.setattr(Ledger, "announce", answer_is_lost)
+    with pytest.raises(ConnectionError):
+        await ledger.announce(VERSION)
+    first = await record(redis, VERSION.version)
+    monkeypatch.undo()
+    await ledger.announce(VERSION)
+    again = await record(redis, VERSION.version)
+    assert (again.announced, again.announcements) == (first.announced, first.announcements + 1)
 
 
 def open_publisher(serving: Serving, ledger: StepLedger) -> WeightPublisher:

@@ -4,7 +4,7 @@ import time
 from pathlib import Path
 
 from services.trainer.checkpoint import MANIFEST
-from shared.enrolment import Part, parts_written, write_now
+from shared.enrolment import Part, write_parts
 from shared.messages import Rendezvous, StepCommit, StepIntent, WeightVersion
 from shared.runs import announce
 from shared.version_ledger import Take, with_announcement, with_takes
@@ -40,7 +40,7 @@ async def engine(run: PlayedRun, name: str, version: int, state: str, **fields: 
     await announce(run.redis, "r1", f"engine-up/{name}")
     if state != "silent":
         part = Part(state, "g", "life", 1, since=time.time() - 5, **fields)  # type: ignore[arg-type]
-        await write_now(run.redis, parts_written(run.keys, version, {name: part}))
+        await write_parts(run.redis, run.keys, version, {name: part})
 
 
 def write_checkpoint(runs_folder: Path, run: PlayedRun, step: int, owner: str = "") -> None:
