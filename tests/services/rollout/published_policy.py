@@ -14,7 +14,7 @@ from shared.logs import Log
 from shared.tasks import end
 from tests.services.rollout.real_engine import RealEngine
 
-START_S = 180
+START_S = 240
 TOKENS = 400
 """Of a request that comes while updates do: about half a second."""
 

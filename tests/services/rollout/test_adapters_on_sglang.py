@@ -35,7 +35,7 @@ from tests.services.trainer.micro_batches import of_groups
 from tests.services.trainer.recorded_groups import serving
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(400)]
-START_S, LONG, SHORT = 180, 400, 40
+START_S, LONG, SHORT = 240, 400, 40
 LORA = {"rank": 8, "alpha": 16.0, "publish": "adapter"}
 
 

@@ -35,7 +35,7 @@ from tests.services.trainer.recorded_groups import serving
 
 LONG = 1800
 """Tokens of a request that is under way for seconds."""
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(400)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
 
 @pytest.fixture(scope="module")
