@@ -36,6 +36,7 @@ class AdapterShelf:
     def __init__(self, unload: Callable[[Any, str], Awaitable[None]]) -> None:
         self._unload, self._used, self._loaded = unload, Counter[str](), ""
         self._leaving: asyncio.Task[None] | None = None
+        self._look_again = False
 
     async def generate(
         self, original: Callable[..., AsyncGenerator[Any]], manager: Any, request: Any, *more: Any
@@ -56,15 +57,27 @@ class AdapterShelf:
                     yield answer
         finally:
             self._used[name] -= 1
+            if name != self._loaded and not self._used[name]:
+                self._tidy(manager)
 
     async def load(self, original: Callable[..., Awaitable[Any]], manager: Any, wanted: Any, *more: Any) -> Any:
-        """Load one, and let go of those that are neither the newest nor in use."""
+        """Load one, and let go of those that are neither the newest nor in use; of others when their requests end."""
         result = await original(manager, wanted, *more)
         if result.success:
             self._loaded = wanted.lora_name
-            if self._leaving is None or self._leaving.done():
-                self._leaving = asyncio.create_task(self._let_go(manager))
+            self._tidy(manager)
         return result
+
+    def _tidy(self, manager: Any) -> None:
+        """Let go of what nobody uses any more; once more, if that is under way."""
+        self._look_again = True
+        if self._leaving is None or self._leaving.done():
+            self._leaving = asyncio.create_task(self._let_go_of_all(manager))
+
+    async def _let_go_of_all(self, manager: Any) -> None:
+        while self._look_again:
+            self._look_again = False
+            await self._let_go(manager)
 
     async def _let_go(self, manager: Any) -> None:
         registry = manager.lora_registry

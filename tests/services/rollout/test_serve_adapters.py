@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from services.rollout.serve_adapters import AdapterShelf, named_adapter
+from tests.conftest import until
 
 
 class Counter:
@@ -88,17 +89,45 @@ async def test_every_piece_of_an_answer_names_the_version_that_it_began_with(man
     assert (await anext(asked(shelf, manager)))["meta_info"]["used"] == "4-bb"
 
 
-async def test_an_adapter_stays_while_a_request_uses_it_and_leaves_with_the_next_version(manager: Manager) -> None:
+async def test_an_adapter_stays_while_a_request_uses_it_and_leaves_with_its_end(manager: Manager) -> None:
     shelf = AdapterShelf(Manager.unload)
     await put(shelf, manager, "0-aa")
     answers = asked(shelf, manager)
     await anext(answers)
     await put(shelf, manager, "1-bb", "2-cc", "3-dd")
     assert manager.adapters.keys() == {"0-aa", "2-cc", "3-dd"}
-    await answers.aclose()
     manager.lora_registry._counters["0-aa"].count = -1  # as older releases of SGLang leave it behind
+    await answers.aclose()
+    assert shelf._leaving is not None
+    await shelf._leaving
+    assert manager.adapters.keys() == manager.lora_ref_cache.keys() == {"3-dd"}
     await put(shelf, manager, "4-ee")
-    assert manager.adapters.keys() == manager.lora_ref_cache.keys() == {"3-dd", "4-ee"}
+    assert manager.adapters.keys() == {"3-dd", "4-ee"}
+
+
+async def test_an_adapter_that_is_not_used_any_more_while_others_leave_is_not_forgotten(manager: Manager) -> None:
+    may_go, asked_for = asyncio.Event(), list[str]()
+
+    async def slowly(_: Manager, name: str) -> None:
+        asked_for.append(name)
+        await may_go.wait()
+        await manager.unload(name)
+
+    shelf = AdapterShelf(slowly)
+    await put(shelf, manager, "0-aa")
+    answers = asked(shelf, manager)
+    await anext(answers)
+    await put(shelf, manager, "1-bb")
+    loading = asyncio.create_task(put(shelf, manager, "2-cc", "3-dd"))
+    await until(lambda: _is(asked_for, ["1-bb"]))
+    await answers.aclose()
+    may_go.set()
+    await loading
+    assert manager.adapters.keys() == {"2-cc", "3-dd"}
+
+
+async def _is(found: list[str], wanted: list[str]) -> bool:
+    return found == wanted
 
 
 @pytest.mark.parametrize("version", ["default", "7", "None"])
