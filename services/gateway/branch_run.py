@@ -19,7 +19,6 @@ from shared.lineage import why_gone
 from shared.rest_answers import ErrorAnswer, Run
 from shared.run_settings import RunSettings
 from shared.runs import RunRecord, Runs
-from shared.scripts import Ledger
 from shared.settings import Tree, merge, validate
 from shared.topology import Keys
 
@@ -107,7 +106,8 @@ def begin_counters(step: int, groups_per_step: int) -> dict[str, int]:
 async def _check_step(parts: Parts, parent: RunRecord, settings: RunSettings) -> None:
     assert settings.branch is not None
     step, begin = settings.branch.step, parent.settings.branch
-    done = (await Ledger(parts.redis, Keys(parent.run)).counters()).get("step", 0)
+    standing = await where_versions_stand(parts.redis, parent, parts.runs_folder)
+    done, kept = standing.newest, standing.available
     if step > done:
         raise SettingsError(f"branch: run {parent.run} has done {done} steps; branch from a step of 0 to {done}")
     if begin and step < begin.step:
@@ -119,7 +119,6 @@ async def _check_step(parts: Parts, parent: RunRecord, settings: RunSettings) ->
             f"branch: trainer.steps is {settings.trainer.steps}, counted from the beginning, so nothing is left after"
             f" step {step}; write trainer.steps = {step + 1} or more"
         )
-    kept = (await where_versions_stand(parts.redis, parent, parts.runs_folder)).available
     if kept is not None and step not in kept and begin is None:  # of a branch, its own parent may have it
         raise SettingsError(f"branch: of run {parent.run}, {why_gone(step, kept)}")
 
