@@ -88,8 +88,9 @@ class EngineCalls:
             return False
         return True
 
-    async def resume(self) -> None:
-        await self._post("/continue_generation", {}, SHORT_S)
+    async def resume(self, keeps_buffers: bool = False) -> None:
+        """Generate again. With `keeps_buffers` what the last update took of device memory is left for the next one."""
+        await self._post("/continue_generation", {"torch_empty_cache": not keeps_buffers}, SHORT_S)
 
     async def join_group(
         self, name: str, meeting: tuple[str, int], place: tuple[int, int], backend: str, deadline_s: float

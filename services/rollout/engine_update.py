@@ -33,6 +33,8 @@ class Incoming(Protocol):
 
     together: ClassVar[bool]
     """All engines of a wave take the bytes at the same moment, so that each has to be ready for it."""
+    keeps_buffers: ClassVar[bool]
+    """The engine needs memory of its own to receive a bucket: freed and taken again, that costs 2 ms a GB."""
 
     async def prepare(self, announced: WeightVersion, part: Part) -> None:
         """What can be done while the engine generates; its weights stay as they are."""
@@ -155,12 +157,12 @@ class EngineUpdate:
         lap("load")
         progress.enter("proving")
         if self.mode == "in_place":
-            return await self._prove_resumed(announced, lap)
+            return await self._prove_resumed(incoming, announced, lap)
         if self.shares_prefixes:
             await self._flush()
         lap("flush")
         unverified = await self._prove(announced, lap)
-        await self.calls.resume()
+        await self.calls.resume(incoming.keeps_buffers)
         lap("resume")
         return unverified
 
@@ -172,9 +174,9 @@ class EngineUpdate:
         self.mixed, self.held = False, found
         return unverified
 
-    async def _prove_resumed(self, announced: WeightVersion, lap: Laps) -> int:
+    async def _prove_resumed(self, incoming: Incoming, announced: WeightVersion, lap: Laps) -> int:
         """Two short pauses in place of a long one, for requests whose tokens mix versions anyway."""
-        await self.calls.resume()
+        await self.calls.resume(incoming.keeps_buffers)
         lap("resume")
         try:
             return await self._prove(announced, lap)
@@ -230,7 +232,7 @@ class EngineUpdate:
             if self.mixed and self.held and await self.calls.checksums(CHECK_S) == self.held:
                 self.mixed = False
             if not self.mixed:
-                await self.calls.resume()
+                await self.calls.resume(incoming.keeps_buffers)
 
 
 def _tell_nobody(state: State) -> None:

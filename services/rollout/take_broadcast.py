@@ -20,6 +20,7 @@ class TakeBroadcast:
     """See Incoming."""
 
     together: ClassVar[bool] = True
+    keeps_buffers: ClassVar[bool] = True
 
     def __init__(self, calls: EngineCalls) -> None:
         self._calls = calls

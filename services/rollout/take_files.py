@@ -22,6 +22,7 @@ class TakeFiles:
     """See Incoming."""
 
     together: ClassVar[bool] = False
+    keeps_buffers: ClassVar[bool] = False
 
     def __init__(self, calls: EngineCalls, copy: HostCopy, in_place: bool, events: EngineEvents) -> None:
         """`in_place`: all versions are full, and the engine reads those on a path where they are."""

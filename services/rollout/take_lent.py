@@ -15,6 +15,7 @@ class TakeLent:
     """See Incoming."""
 
     together: ClassVar[bool] = False
+    keeps_buffers: ClassVar[bool] = False
 
     def __init__(self, calls: EngineCalls) -> None:
         self._calls = calls

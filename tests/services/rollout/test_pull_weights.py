@@ -72,6 +72,7 @@ async def test_an_engine_that_has_the_version_says_so_and_is_not_touched(start: 
     assert (again.since, again.seconds) == (first.since, first.seconds)
     assert first.seconds["total"] >= first.seconds["load"]
     assert sidecar.server.calls == UPDATE
+    assert sidecar.server.bodies[-1] == {"torch_empty_cache": False}, "the next version needs the same memory"
 
 
 async def test_the_newest_announcement_wins_also_if_its_version_is_lower_or_its_content_another(start: Start) -> None:
