@@ -36,6 +36,8 @@ class LoadingServer:
             self.is_loading.set()
             await self.may_load.wait()
             return self._load(body)
+        if path == "/continue_generation":
+            assert body == {"torch_empty_cache": True}, "no version in files needs the device memory of the last"
         return httpx.Response(200, json={"success": True, "ranks": [{"checksums": self._hashes()}]})
 
     def _hashes(self) -> dict[str, str]:
