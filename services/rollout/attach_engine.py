@@ -8,6 +8,7 @@ import asyncio
 import contextlib
 import secrets
 import time
+from typing import ClassVar
 
 import httpx
 
@@ -31,6 +32,8 @@ INFO = "/model_info"
 
 class AttachedEngine:
     """One life of a server that somebody else keeps."""
+
+    was_there_before: ClassVar[bool] = True
 
     def __init__(self, url: str, facts: ServerFacts, calls: EngineCalls) -> None:
         self.url, self.device, self.ranks, self.calls = url, facts.device, facts.ranks, calls
@@ -105,7 +108,7 @@ class Attached:
             return self._engine
 
     async def stop(self, grace_s: float = 0) -> None:
-        """Let go of the server, which goes on; what it holds that is not whole is replaced before it serves again."""
+        """Let go of the server, which goes on; in the middle of an update it stays paused until the next version."""
         del grace_s  # nothing is ended
         engine, self._engine = self._engine, None
         if engine is not None:

@@ -152,7 +152,8 @@ def _update_of(serving: Serving, engine: Life) -> EngineUpdate | AdapterUpdate:
     if settings.lora.is_served:
         assert files is not None, "the run's settings say that adapters come as files"
         return AdapterUpdate(engine.calls, files)
-    return EngineUpdate(engine.calls, settings.engine.update_mode, engine.device, engine.shares_prefixes, files)
+    mode = settings.engine.update_mode
+    return EngineUpdate(engine.calls, mode, engine.device, engine.shares_prefixes, files, mixed=engine.was_there_before)
 
 
 def _incoming_files(serving: Serving, calls: EngineCalls) -> TakeFiles | None:

@@ -1,6 +1,6 @@
 """An engine, whoever keeps it -> its lives, one after the other: what the sidecar knows of either kind."""
 
-from typing import Protocol
+from typing import ClassVar, Protocol
 
 from services.rollout.engine_calls import EngineCalls
 
@@ -8,6 +8,8 @@ from services.rollout.engine_calls import EngineCalls
 class Life(Protocol):
     """One life of an engine: from the moment in which it is up until it is not."""
 
+    was_there_before: ClassVar[bool]
+    """Whether a sidecar that is gone may have left it in the middle of an update."""
     calls: EngineCalls
     incarnation: str
 

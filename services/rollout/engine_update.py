@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import math
 import time
 from dataclasses import dataclass, field
 from typing import ClassVar, Protocol
@@ -20,6 +21,11 @@ FLUSH_TRIES = 6
 FLUSH_POLL_S = 0.01
 CHECK_S = 30.0
 """Seconds to hash what an engine holds after an update that failed."""
+PROOF_S, BYTES_S, BYTES = 45.0, 1e9, 4
+"""An engine whose proof takes longer has stalled: seconds, bytes a second on top, and bytes of a number at most.
+
+Over NCCL SGLang answers before the bytes are there: if the trainer died meanwhile, they never will be.
+"""
 DRAIN_SHARE = 0.5
 """Part of the time left for an update that requests in flight have to finish; then they are retracted."""
 
@@ -72,7 +78,10 @@ class EngineUpdate:
     unfinished: bool = False
     """True while calls are under way, and after one that got no answer; an engine left then is of no more use."""
     mixed: bool = False
-    """True while the engine may hold parts of two versions. It is paused, and must stay so."""
+    """True while the engine may hold parts of two versions. It is paused, and must stay so.
+
+    At first for an engine that was there before: a sidecar may have left it in the middle of an update.
+    """
     seconds: dict[str, float] = field(default_factory=dict[str, float])
     """How long the phases of the last update took."""
     held: list[dict[str, str]] = field(default_factory=list[dict[str, str]])
@@ -168,7 +177,7 @@ class EngineUpdate:
 
     async def _prove(self, announced: WeightVersion, lap: Laps) -> int:
         expected = announced.tensor_checksums if announced.engine_device == self.device else {}
-        found = await self.calls.checksums(announced.rendezvous.done_until - time.time())
+        found = await self.calls.checksums(min(announced.rendezvous.done_until - time.time(), _proof_s(announced)))
         unverified = prove(expected, found)
         lap("prove")
         self.mixed, self.held = False, found
@@ -233,6 +242,11 @@ class EngineUpdate:
                 self.mixed = False
             if not self.mixed:
                 await self.calls.resume(incoming.keeps_buffers)
+
+
+def _proof_s(announced: WeightVersion) -> float:
+    numbers = sum(math.prod(spec.shape) for bucket in announced.buckets for spec in bucket)
+    return PROOF_S + BYTES * numbers / BYTES_S
 
 
 def _tell_nobody(state: State) -> None:

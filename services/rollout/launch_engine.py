@@ -11,7 +11,7 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, ClassVar
 
 from services.rollout.engine_arguments import EnginePlan, encode
 from services.rollout.engine_calls import EngineCalls, EngineError
@@ -35,6 +35,8 @@ class EngineDied(SluiceError):
 
 class EngineProcess:
     """One life of an SGLang server."""
+
+    was_there_before: ClassVar[bool] = False
 
     def __init__(self, plan: EnginePlan, log_file: Path, command: Sequence[str] = ()) -> None:
         """Start the process: `command`, or SERVER, with this process's id and the plan's arguments appended.

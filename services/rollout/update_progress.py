@@ -19,6 +19,8 @@ LOOK_S = 0.25
 SILENCE_S = 8.0
 """A trainer that has said nothing for so long is gone, or cannot reach Redis either."""
 WRITE_S = 2.0
+ANSWER_S = 1.0
+"""For Redis to answer a look: one that hangs is as silent as a trainer that is gone, and the engine is paused."""
 
 
 class NotCleared(EngineError):
@@ -74,15 +76,17 @@ class UpdateProgress:
         raise NotCleared("the deadline passed while the engine was ready and others were not")
 
     async def _listen(self) -> Word | None:
-        with contextlib.suppress(*UNREACHABLE):  # as silent as a trainer that is gone
-            word = await listen(self._redis, self._keys, self._version, self._engine)
+        with contextlib.suppress(*UNREACHABLE, TimeoutError):  # as silent as a trainer that is gone
+            async with asyncio.timeout(ANSWER_S):
+                word = await listen(self._redis, self._keys, self._version, self._engine)
             return word if word is not None and word.announcement == self._part.announcement else None
         return None
 
     async def _wait(self, deadline_s: float) -> None:
         try:
-            await await_word(self._redis, self._keys, self._version, self._engine, deadline_s)
-        except UNREACHABLE:
+            async with asyncio.timeout(deadline_s + ANSWER_S):
+                await await_word(self._redis, self._keys, self._version, self._engine, deadline_s)
+        except (*UNREACHABLE, TimeoutError):
             await asyncio.sleep(LOOK_S)
 
     async def _write(self) -> None:

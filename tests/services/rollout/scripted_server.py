@@ -49,6 +49,8 @@ class Server:
     hashes: dict[str, str] = field(default_factory=lambda: dict(HASHES))
     calls: list[str] = field(default_factory=list)
     bodies: list[dict[str, Any]] = field(default_factory=list)
+    deadlines: dict[str, float] = field(default_factory=dict)
+    """Seconds that the last call of each path was given."""
 
     async def answer(self, request: httpx.Request) -> httpx.Response:
         path = request.url.path
@@ -56,6 +58,7 @@ class Server:
             return httpx.Response(200)
         self.calls.append(path)
         self.bodies.append(json.loads(request.content or b"{}"))
+        self.deadlines[path] = request.extensions["timeout"]["read"]
         if path in self.hang:
             self.hang.discard(path)
             raise httpx.ReadTimeout("nothing came")

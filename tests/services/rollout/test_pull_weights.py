@@ -129,6 +129,18 @@ async def test_a_go_for_an_earlier_life_of_the_engine_is_ignored(start: Start) -
     assert sidecar.server.calls == []
 
 
+async def test_a_proof_has_a_deadline_of_its_own_for_bytes_that_never_come(
+    start: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Over NCCL every call before it is answered while the bytes are on their way."""
+    monkeypatch.setattr("services.rollout.engine_update.PROOF_S", 2.0)
+    async with start() as sidecar:
+        await sidecar.announce(1, "g1")
+        await sidecar.go(1, "g1")
+        await sidecar.reaches(1, "done")
+    assert sidecar.server.deadlines["/weights_checker"] == pytest.approx(2.0, abs=1e-3)
+
+
 async def test_a_wrong_checksum_keeps_the_engine_paused_and_out_until_it_is_right(start: Start) -> None:
     server = Server(hashes={**HASHES, "lm_head.weight": "xx"})
     async with start(server) as sidecar:
