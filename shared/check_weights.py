@@ -57,13 +57,13 @@ def weights_problems(weights: "WeightSettings") -> Iterator[str]:
         if name in given and weights.transport not in (("delta",) if name in OF_DELTAS else ("disk", "delta")):
             wanted = '"delta"' if name in OF_DELTAS else '"disk" or "delta"'
             yield (
-                f'weights.{name} has no effect with transport = "{weights.transport}"; leave it out, or write'
-                f" transport = {wanted}"
+                f'weights.{name} has no effect with transport = "{weights.transport}"; leave it out (of a branch:'
+                f" write {_default(weights, name)}, as if it were), or write transport = {wanted}"
             )
     if "engines_per_group" in given and weights.transport != "broadcast":
         yield (
-            f'weights.engines_per_group has no effect with transport = "{weights.transport}"; leave it out, or write'
-            ' transport = "broadcast"'
+            f'weights.engines_per_group has no effect with transport = "{weights.transport}"; leave it out (of a'
+            f' branch: write {_default(weights, "engines_per_group")}, as if it were), or write transport = "broadcast"'
         )
     if 0 < weights.max_unavailable < weights.engines_per_group:
         yield (
@@ -117,3 +117,7 @@ def quantization_problems(run: "RunSettings") -> Iterator[str]:
         )
     if run.engine.device == "cpu":
         yield 'weights.quantization is "fp8", which engines serve on GPUs only; write quantization = "none"'
+
+
+def _default(weights: "WeightSettings", name: str) -> str:
+    return json.dumps(type(weights).model_fields[name].default)

@@ -42,12 +42,13 @@ class Lineage:
 
     def left_at(self, newest: int, step: int) -> int | None:
         """The rollback that went back behind a step; None if the state after `newest` comes from it."""
-        for span in self.spans(newest):
-            if step in span:
-                return None
-            if step < span.start and step > self.parent(span.start):
-                return span.start
-        return None
+        left = None
+        for rollback in sorted(one for one in self.rollbacks if step < one <= newest):
+            if self.includes(rollback, step):
+                left = None
+            elif left is None:
+                left = rollback
+        return left
 
     def _newest_rollback(self, step: int) -> int | None:
         return max((one for one in self.rollbacks if one <= step), default=None)

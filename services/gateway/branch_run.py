@@ -119,8 +119,15 @@ async def _check_step(parts: Parts, parent: RunRecord, settings: RunSettings) ->
             f"branch: trainer.steps is {settings.trainer.steps}, counted from the beginning, so nothing is left after"
             f" step {step}; write trainer.steps = {step + 1} or more"
         )
-    if kept is not None and step not in kept and begin is None:  # of a branch, its own parent may have it
+    if kept is not None and step not in kept and not (begin and await _is_known(parts, begin.run)):
         raise SettingsError(f"branch: of run {parent.run}, {why_gone(step, kept)}")
+
+
+async def _is_known(parts: Parts, run: str) -> bool:
+    """Whether a branch's own parent is there, which may have what the branch has not."""
+    if await Runs(parts.redis).get(run) is not None:
+        return True
+    return await asyncio.to_thread((parts.runs_folder / run).is_dir)
 
 
 async def _cursor(parts: Parts, theirs: RunSettings, ours: RunSettings, step: int) -> dict[str, str]:

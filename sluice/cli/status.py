@@ -47,13 +47,14 @@ def _views(local: SupervisorState | None, gateway: dict[str, Any] | None, reason
         return [*views, reason]
     redis, router = gateway["redis"], gateway["router"]
     workers = router.get("workers")
-    count = len(workers) if isinstance(workers, list) else workers
+    count = (len(workers) if isinstance(workers, list) else workers) or 0
+    engines = f"{count} engine{'' if count == 1 else 's'}"
     run, update, memory = gateway["active_run"], gateway.get("update"), gateway.get("memory")
     return [
         *views,
         f"active run   {run['run'] if isinstance(run, dict) else run or 'none'}",
         f"ready        {', '.join(gateway['services']) or 'no service has joined a run'}",
-        f"router       {'reachable' if router['reachable'] else 'not reachable'}, {count or 0} engines",
+        f"router       {'reachable' if router['reachable'] else 'not reachable'}, {engines}",
         f"redis        {redis.get('version')}, {size(float(redis.get('used_memory') or 0))}",
         *([_memory(MemoryStatus.model_validate(memory))] if memory else ()),
         *(_update(UpdateStatus.model_validate(update)) if update else ()),

@@ -62,7 +62,8 @@ def rollback(
         note(f"run {run} is to go back to version {version}; `sluice weights list {run}` shows when it has")
     else:
         text = f"version {made.version} of run {run} has the weights of version {made.parent}"
-        note(f"{text}, and the run goes on from it; taken by {_engines(made)} engines")
+        taken = f"; taken by {_engines(made)} engines" if made.engines_done else ""
+        note(f"{text}, and the run goes on from it{taken}")
 
 
 def _list(found: VersionList) -> list[RenderableType]:

@@ -28,6 +28,8 @@ def test_without_a_rollback_every_step_comes_from_all_before_it() -> None:
 def test_what_a_rollback_went_back_behind_is_left() -> None:
     assert [BACK.left_at(15, step) for step in (8, 9, 12, 13, 15)] == [None, 13, 13, None, None]
     assert [BACK.left_at(17, step) for step in (8, 9, 12, 13, 15, 16)] == [None, None, None, 16, 16, None]
+    again = Lineage({4: 1, 9: 0})
+    assert [again.left_at(10, step) for step in range(1, 10)] == [9, 4, 4, 9, 9, 9, 9, 9, None]
     assert [BACK.includes(15, step) for step in (8, 9, 13)] == [True, False, True]
     assert [(span.start, span.stop) for span in BACK.spans(17)] == [(16, 18), (0, 13)]
 

@@ -46,7 +46,7 @@ async def test_versions_are_listed_and_one_is_shown_with_its_engines(narrow: Slu
         assert text in shown.out
     assert json.loads(narrow("weights", "show", "r1", "1", "--json").out)["engines"][0]["engine"] == "one"
     missing = narrow("weights", "show", "r1", "7")
-    assert (missing.code, "has no version 7; its newest is 1" in missing.err) == (1, True)
+    assert (missing.code, "has no version 7; it has those from 0 to 1" in missing.err) == (1, True)
 
 
 async def test_a_version_that_no_engine_has_answered_says_so(narrow: Sluice, run: PlayedRun) -> None:
@@ -91,6 +91,19 @@ async def test_a_rollback_is_waited_for_until_the_older_weights_are_published_ag
     assert "version 2 of run r1 has the weights of version 0, and the run goes on from it" in outcome.err
     assert "taken by 1 of 1 engines" in outcome.err
     assert "left at 2" in narrow("weights", "list", "r1").out
+
+
+async def test_a_rollback_that_no_engine_takes_is_an_error(narrow: Sluice, run: PlayedRun) -> None:
+    waiting = asyncio.create_task(asyncio.to_thread(narrow, "weights", "rollback", "r1", "0", "--within", "3"))
+    await until(lambda: is_asked(run))
+    asked = await read_rollback(run.redis, run.keys)
+    assert asked is not None
+    await run.ledger.roll_back(run.epoch, StepIntent(2, [], 0, 1), 4, asked)
+    await run.ledger.commit(run.epoch, StepCommit(2, 2, {}), [], 0)
+    await publish(run, 2)
+    outcome = await asyncio.wait_for(waiting, 20)
+    assert outcome.code == 1
+    assert "is published, but no engine has it yet, after 3 s" in outcome.err
 
 
 async def test_a_rollback_that_is_refused_or_late_or_of_a_run_that_ends_is_an_error(

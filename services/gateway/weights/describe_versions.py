@@ -51,7 +51,7 @@ async def list_versions(
     return VersionList(
         run=record.run,
         current=standing.current,
-        versions=[one for one in found if one.committed or one.checksum],
+        versions=[one for one in found if one.committed or one.checksum or one.version == standing.first < last],
         available=None if kept is None else spans(kept),
         rollback=None if asked is None else RollbackAnswer(run=record.run, **asdict(asked)),
     )
@@ -62,8 +62,11 @@ async def describe_version(redis: Redis, record: RunRecord, runs_folder: Path, v
     keys, standing = Keys(record.run), await where_versions_stand(redis, record, runs_folder)
     facts = (await read_step_facts(redis, keys, version, version)).get(version)
     kept = (await read_records(redis, keys, [version])).get(version)
-    if not standing.first <= version <= standing.newest or (facts is None and kept is None):
-        raise Refusal(404, f"run {record.run} has no version {version}; its newest is {standing.newest}")
+    if not standing.first <= version <= standing.newest:
+        given = f"it has those from {standing.first} to {standing.newest}"
+        raise Refusal(404, f"run {record.run} has no version {version}; {given}")
+    if facts is None and kept is None and version != standing.first:
+        raise Refusal(404, f"run {record.run} keeps no record of version {version} any more; give a newer one")
     branch = record.settings.branch
     summary: dict[str, Any] = _summary(version, facts, kept, standing).model_dump(exclude={"metrics"})
     return VersionDetails(

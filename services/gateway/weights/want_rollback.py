@@ -6,7 +6,7 @@ from pathlib import Path
 from redis.asyncio import Redis
 
 from services.gateway.refusals import Refusal
-from services.gateway.weights.describe_versions import where_versions_stand
+from services.gateway.weights.describe_versions import Standing, where_versions_stand
 from shared.errors import RunConflict
 from shared.lineage import why_gone
 from shared.rollback import ask_rollback
@@ -29,8 +29,7 @@ async def want_rollback(redis: Redis, record: RunRecord, runs_folder: Path, vers
         raise Refusal(404, f"run {run} has no version {version}; give one of {standing.first} to {standing.newest}")
     if record.state not in LIVE:
         raise RunConflict(
-            f"run {run} is {record.state}, and only a live one goes back; start a run that goes on from that version:"
-            f" sluice branch {run} --from {version}"
+            f"run {run} is {record.state}, and only a live one goes back; {_instead(record, standing, version)}"
         )
     if version == standing.newest:
         raise RunConflict(f"version {version} is what run {run} goes on from anyway; give an older one")
@@ -40,3 +39,11 @@ async def want_rollback(redis: Redis, record: RunRecord, runs_folder: Path, vers
     if asked.version != version:
         raise RunConflict(f"run {run} is about to go back to version {asked.version}; wait until it has")
     return RollbackAnswer(run=run, **asdict(asked))
+
+
+def _instead(record: RunRecord, standing: Standing, version: int) -> str:
+    if record.state == "queued":
+        return "ask again when it runs"
+    if standing.available is not None and version not in standing.available:
+        return why_gone(version, standing.available)
+    return f"start a run that goes on from that version: sluice branch {record.run} --from {version}"

@@ -189,6 +189,18 @@ async def test_a_step_whose_state_is_gone_is_refused_with_those_that_are_not_and
     assert (await branch(client, step=3, name="b"))["state"] == "queued"
 
 
+async def test_what_only_a_parent_that_is_gone_had_is_refused_to_a_branch_of_its_branch(
+    client: httpx.AsyncClient, store: DatasetStore, redis: Redis, parts: Parts
+) -> None:
+    await parent(redis, store, run_settings(trainer={"steps": 10}))
+    await branch(client, step=1, name="b")
+    await trained(redis, "b", [(2, [0, 1, 2, 3])])
+    (parts.runs_folder / "b").mkdir(parents=True)
+    assert (await branch(client, run="b", step=2, name="c"))["state"] == "queued"
+    await redis.delete(Keys("r1").record)
+    assert "those that can be had: none" in await refusal(client, 422, run="b", step=2, name="d")
+
+
 def test_the_version_that_a_branch_begins_with_is_evaluated_and_none_before_it() -> None:
     settings = run_settings(eval={"datasets": ["sums"], "every": 4}, branch={"run": "r0", "step": 6})
     assert [version for version in range(11) if is_due(settings, version)] == [6, 8, 10]

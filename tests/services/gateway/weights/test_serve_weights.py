@@ -72,16 +72,19 @@ async def test_one_version_says_what_it_trained_and_how_each_engine_took_it(
     assert (one["engine"], one["state"], one["seconds"], one["phases"]) == ("one", "done", 2.0, TOOK.seconds)
     assert (two["state"], two["failures"], two["reason"], two["up"]) == ("failed", 2, "no memory", False)
     assert (await get(client, "runs/r1/weights/1"))["engines"][0]["up"] is None
-    assert "has no version 3; its newest is 2" in (await get(client, "runs/r1/weights/3", 404))["error"]["message"]
+    missing = await get(client, "runs/r1/weights/3", 404)
+    assert "has no version 3; it has those from 0 to 2" in missing["error"]["message"]
     assert "there is no run 'r2'" in (await get(client, "runs/r2/weights", 404))["error"]["message"]
 
 
 async def test_a_run_without_engines_lists_the_versions_of_its_steps(client: httpx.AsyncClient, redis: Redis) -> None:
     run = await PlayedRun.open(redis)
     await train(run, 1)
-    (found,) = (await get(client, "runs/r1/weights"))["versions"]
+    found, initial = (await get(client, "runs/r1/weights"))["versions"]
     assert (found["version"], found["checksum"], found["groups"], found["engines_done"]) == (1, None, 4, 0)
     assert (await get(client, "runs/r1/weights/1"))["engines"] == []
+    assert (initial["version"], initial["parent"]) == (0, None)
+    assert (await get(client, "runs/r1/weights/0"))["groups"] == 0
 
 
 async def test_the_version_that_a_branch_begins_with_names_its_parent(client: httpx.AsyncClient, redis: Redis) -> None:

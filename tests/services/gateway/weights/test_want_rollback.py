@@ -104,6 +104,7 @@ async def test_what_cannot_be_is_refused_with_what_can(client: httpx.AsyncClient
     assert "those that can be had: 0, 2 to 3" in gone
     await Runs(run.redis).move("r1", ("running",), "finished")
     assert "sluice branch r1 --from 2" in await refusal(client, 2)
+    assert "those that can be had: 0, 2 to 3" in await refusal(client, 1)
     assert await read_rollback(run.redis, run.keys) is None
     assert "there is no run 'r9'" in (await ask(client, 1, 404, "r9"))["error"]["message"]
 
