@@ -51,7 +51,9 @@ async def list_versions(
     return VersionList(
         run=record.run,
         current=standing.current,
-        versions=[one for one in found if one.committed or one.checksum or one.version == standing.first < last],
+        versions=[
+            one for one in found if one.committed or one.checksum or one.version == standing.first < standing.newest
+        ],
         available=None if kept is None else spans(kept),
         rollback=None if asked is None else RollbackAnswer(run=record.run, **asdict(asked)),
     )

@@ -85,6 +85,8 @@ async def test_a_run_without_engines_lists_the_versions_of_its_steps(client: htt
     assert (await get(client, "runs/r1/weights/1"))["engines"] == []
     assert (initial["version"], initial["parent"]) == (0, None)
     assert (await get(client, "runs/r1/weights/0"))["groups"] == 0
+    (last,) = (await get(client, "runs/r1/weights?before=1"))["versions"]
+    assert last["version"] == 0
 
 
 async def test_the_version_that_a_branch_begins_with_names_its_parent(client: httpx.AsyncClient, redis: Redis) -> None:
