@@ -15,7 +15,6 @@ from services.gateway.release_training import FIELD
 from services.gateway.serve_runs import Found
 from services.gateway.weights.describe_versions import where_versions_stand
 from shared.errors import SettingsError
-from shared.lineage import why_gone
 from shared.rest_answers import ErrorAnswer, Run
 from shared.run_settings import RunSettings
 from shared.runs import RunRecord, Runs
@@ -107,7 +106,7 @@ async def _check_step(parts: Parts, parent: RunRecord, settings: RunSettings) ->
     assert settings.branch is not None
     step, begin = settings.branch.step, parent.settings.branch
     standing = await where_versions_stand(parts.redis, parent, parts.runs_folder)
-    done, kept = standing.newest, standing.available
+    done = standing.newest
     if step > done:
         raise SettingsError(f"branch: run {parent.run} has done {done} steps; branch from a step of 0 to {done}")
     if begin and step < begin.step:
@@ -119,8 +118,8 @@ async def _check_step(parts: Parts, parent: RunRecord, settings: RunSettings) ->
             f"branch: trainer.steps is {settings.trainer.steps}, counted from the beginning, so nothing is left after"
             f" step {step}; write trainer.steps = {step + 1} or more"
         )
-    if kept is not None and step not in kept and not (begin and await _is_known(parts, begin.run)):
-        raise SettingsError(f"branch: of run {parent.run}, {why_gone(step, kept)}")
+    if (gone := standing.why_gone(step)) and not (begin and await _is_known(parts, begin.run)):
+        raise SettingsError(f"branch: of run {parent.run}, {gone}")
 
 
 async def _is_known(parts: Parts, run: str) -> bool:

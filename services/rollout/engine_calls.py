@@ -88,7 +88,7 @@ class EngineCalls:
             return False
         return True
 
-    async def resume(self, keeps_buffers: bool = False) -> None:
+    async def resume(self, keeps_buffers: bool) -> None:
         """Generate again. With `keeps_buffers` what the last update took of device memory is left for the next one."""
         await self._post("/continue_generation", {"torch_empty_cache": not keeps_buffers}, SHORT_S)
 

@@ -2,14 +2,13 @@
 
 import asyncio
 import contextlib
-import math
 import time
 from dataclasses import dataclass, field
 from typing import ClassVar, Protocol
 
 from services.rollout.engine_calls import EngineCalls, EngineError, EngineRefused, EngineSilent
 from services.rollout.refused_files import FilesRefused
-from services.rollout.take_broadcast import TakeBroadcast
+from services.rollout.take_broadcast import TakeBroadcast, most_bytes
 from services.rollout.take_lent import TakeLent
 from services.rollout.update_progress import NotCleared, UpdateProgress
 from shared.enrolment import Part, State
@@ -21,8 +20,8 @@ FLUSH_TRIES = 6
 FLUSH_POLL_S = 0.01
 CHECK_S = 30.0
 """Seconds to hash what an engine holds after an update that failed."""
-PROOF_S, BYTES_S, BYTES = 45.0, 1e9, 4
-"""An engine whose proof takes longer has stalled: seconds, bytes a second on top, and bytes of a number at most.
+PROOF_S, BYTES_S = 45.0, 1e9
+"""An engine whose proof takes longer has stalled: seconds, and bytes a second on top.
 
 Over NCCL SGLang answers before the bytes are there: if the trainer died meanwhile, they never will be.
 """
@@ -245,8 +244,7 @@ class EngineUpdate:
 
 
 def _proof_s(announced: WeightVersion) -> float:
-    numbers = sum(math.prod(spec.shape) for bucket in announced.buckets for spec in bucket)
-    return PROOF_S + BYTES * numbers / BYTES_S
+    return PROOF_S + sum(map(most_bytes, announced.buckets)) / BYTES_S
 
 
 def _tell_nobody(state: State) -> None:

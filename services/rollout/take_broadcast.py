@@ -68,5 +68,10 @@ class TakeBroadcast:
         """Nothing is held: the group stays for the next version."""
 
 
+def most_bytes(bucket: list[TensorSpec]) -> int:
+    """What its tensors take at most, whatever their types."""
+    return sum(BYTES * math.prod(spec.shape) for spec in bucket)
+
+
 def _longest_s(bucket: list[TensorSpec]) -> float:
-    return STALL_S + sum(BYTES * math.prod(spec.shape) for spec in bucket) / SLOWEST_BYTES_S
+    return STALL_S + most_bytes(bucket) / SLOWEST_BYTES_S

@@ -10,7 +10,7 @@ from services.gateway.refusals import Refusal
 from services.gateway.weights.engine_states import engine_states
 from services.gateway.weights.read_step_facts import StepFacts, read_step_facts
 from services.gateway.weights.what_is_kept import what_is_kept
-from shared.lineage import Lineage, read_lineage, spans
+from shared.lineage import Lineage, read_lineage, spans, why_gone
 from shared.rollback import read_rollback
 from shared.runs import RunRecord
 from shared.scripts import Ledger
@@ -35,6 +35,12 @@ class Standing:
     lineage: Lineage
     available: set[int] | None
     """Those that can be had; None if this machine cannot know."""
+
+    def why_gone(self, version: int) -> str:
+        """What a person is told who wants a version that cannot be had any more; empty if it can, or may be."""
+        if self.available is None or version in self.available:
+            return ""
+        return why_gone(version, self.available)
 
 
 async def list_versions(

@@ -8,7 +8,6 @@ from redis.asyncio import Redis
 from services.gateway.refusals import Refusal
 from services.gateway.weights.describe_versions import Standing, where_versions_stand
 from shared.errors import RunConflict
-from shared.lineage import why_gone
 from shared.rollback import ask_rollback
 from shared.runs import RunRecord
 from shared.topology import Keys
@@ -33,8 +32,8 @@ async def want_rollback(redis: Redis, record: RunRecord, runs_folder: Path, vers
         )
     if version == standing.newest:
         raise RunConflict(f"version {version} is what run {run} goes on from anyway; give an older one")
-    if standing.available is not None and version not in standing.available:
-        raise RunConflict(why_gone(version, standing.available))
+    if gone := standing.why_gone(version):
+        raise RunConflict(gone)
     asked = await ask_rollback(redis, Keys(run), version)
     if asked.version != version:
         raise RunConflict(f"run {run} is about to go back to version {asked.version}; wait until it has")
@@ -44,6 +43,6 @@ async def want_rollback(redis: Redis, record: RunRecord, runs_folder: Path, vers
 def _instead(record: RunRecord, standing: Standing, version: int) -> str:
     if record.state == "queued":
         return "ask again when it runs"
-    if standing.available is not None and version not in standing.available:
-        return why_gone(version, standing.available)
-    return f"start a run that goes on from that version: sluice branch {record.run} --from {version}"
+    return standing.why_gone(version) or (
+        f"start a run that goes on from that version: sluice branch {record.run} --from {version}"
+    )
